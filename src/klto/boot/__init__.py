@@ -1,0 +1,1 @@
+"""QEMU, the initramfs, the init program and the proofs."""

@@ -1,0 +1,1 @@
+"""The kernel tree, its toolchain, its configuration and its build system."""
