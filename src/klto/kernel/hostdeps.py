@@ -70,6 +70,12 @@ _PROGRAMS = (
     Need("python3", "python3", "scripts/*.py of some drivers", ("DRM_MSM",)),
 )
 
+#: What ``klto boot`` runs; no build needs it.
+_QEMU = {
+    "x86_64": Need("qemu-system-x86_64", "qemu-system-x86", "klto boot", arch="x86_64"),
+    "arm64": Need("qemu-system-aarch64", "qemu-system-arm", "klto boot", arch="arm64"),
+}
+
 _COMPILER = Need("C library", "libc6-dev", "host programs (scripts/)")
 _LINKER = Need("linker", "binutils", "host programs (scripts/)")
 
@@ -109,6 +115,11 @@ def host_dependencies(
     if toolchain is not None:
         found += _compiled(toolchain.clang, [h for h in headers if h[2] or all_options])
     return found
+
+
+def qemu_dependencies() -> list[HostDependency]:
+    """QEMU for each architecture; not needed for building."""
+    return [_program(need, needed=False) for need in _QEMU.values()]
 
 
 def _is_needed(need: Need, arch: str | None, config: Mapping[str, str] | None) -> bool:

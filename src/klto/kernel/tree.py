@@ -32,6 +32,9 @@ MAKE_ENVIRONMENT_DROP = (
     *("objtree", "sub_make_done", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKECMDGOALS"),
 )
 
+#: What makes a directory a kernel tree.
+_TREE_FILES = ("Makefile", "Kconfig", "arch", "scripts/kconfig", "scripts/Makefile.build")
+
 #: Characters that a path of the source tree or build dir cannot have, found by building 6.12 in such places
 #: (make 4.3; sh is dash or bash). Spaces and colons are refused by the top Makefile. ``#``, ``$`` and ``%``
 #: mean something to make and the others to the shell, which both get paths unquoted; a ``$`` in O= builds in
@@ -133,6 +136,11 @@ class KernelTree:
             )
 
 
+def is_kernel_tree(path: Path) -> bool:
+    """Whether ``path`` is a kernel tree, of whatever version."""
+    return all((path / name).exists() for name in _TREE_FILES)
+
+
 def host_arch() -> str | None:
     """This machine's architecture as klto names it, or None for one that klto does not know."""
     return _MACHINES.get(os.uname().machine)
@@ -159,11 +167,10 @@ def _arch_hint(meant: str | None = None) -> str:
 def _read_version(path: Path) -> tuple[str, tuple[int, int, int]]:
     """VERSION, PATCHLEVEL, SUBLEVEL, EXTRAVERSION from the first lines of the top Makefile, joined as its
     KERNELVERSION is."""
-    wanted = ("Makefile", "Kconfig", "arch", "scripts/kconfig", "scripts/Makefile.build")
     if not path.is_dir():
         raise UsageError(f"no such directory: {path}", "name the kernel tree with -C DIR")
     try:
-        missing = [name for name in wanted if not (path / name).exists()]
+        missing = [name for name in _TREE_FILES if not (path / name).exists()]
         head = "" if missing else (path / "Makefile").read_text("utf-8", "replace")[:4096]
     except OSError as error:
         raise UsageError(f"cannot read the kernel tree {path}: {error.strerror}") from error
