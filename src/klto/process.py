@@ -140,6 +140,11 @@ class Child:
             self._usage = Usage(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
         return self._usage
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the child used, None while it runs."""
+        return self._usage
+
     def alive(self) -> bool:
         """Whether the child itself still runs."""
         if self._usage is not None:
@@ -241,10 +246,22 @@ def started(
     try:
         yield child
     finally:
-        if child.alive() or _group_exists(child.pid):
-            child.stop()
+        with _signals_held():
+            if child.alive() or _group_exists(child.pid):
+                child.stop()
         if popen.stdout is not None:
             popen.stdout.close()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and TERM wait until the block has ended: a second Ctrl-C must not leave children behind."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(

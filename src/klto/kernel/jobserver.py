@@ -13,7 +13,10 @@ from __future__ import annotations
 import os
 import select
 import time
-from types import TracebackType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: The environment variables by which the link finds the pipe and the number of jobs.
 ENV_PATH = "KLTO_JOBSERVER"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Options of ld.lld (lld/ELF/Options.td, LLVM 14 to 22) whose value is the next argument.
 _WITH_VALUE = frozenset(
@@ -16,9 +17,8 @@ _WITH_VALUE = frozenset(
 )
 
 
-@dataclass(frozen=True)
 class LinkRequest:
-    """One linker command line.
+    """One linker command line. A value; do not assign.
 
     :param output: as given; ``a.out`` when none was (lld's default).
     :param inputs: files named on the command line and in its response files, in order; no libraries by ``-l``.
@@ -26,10 +26,15 @@ class LinkRequest:
     :param options: every argument that starts with ``-``, without values that stand apart.
     """
 
-    output: str
-    inputs: tuple[str, ...]
-    relocatable: bool
-    options: frozenset[str]
+    __slots__ = ("inputs", "options", "output", "relocatable")
+
+    def __init__(
+        self, output: str, inputs: tuple[str, ...], relocatable: bool, options: frozenset[str]
+    ) -> None:
+        self.output = output
+        self.inputs = inputs
+        self.relocatable = relocatable
+        self.options = options
 
     def sets(self, *names: str) -> bool:
         """Whether one of the options ``--name`` or ``--name=...`` is given, with one dash or two."""
@@ -64,6 +69,8 @@ def _expanded(arguments: list[str], depth: int) -> Iterator[str]:
     """The arguments with ``@file`` replaced by the words in the file (llvm::cl::ExpandResponseFiles)."""
     for argument in arguments:
         if argument.startswith("@") and depth < 16 and os.path.isfile(argument[1:]):
+            import shlex  # Late: few links have response files, and this process must start fast.
+
             with open(argument[1:], encoding="utf-8", errors="surrogateescape") as stream:
                 yield from _expanded(shlex.split(stream.read()), depth + 1)
         else:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
-from types import FrameType
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
-from klto.link.inputs import Inputs
-from klto.link.request import LinkRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from klto.link.inputs import Inputs
+    from klto.link.request import LinkRequest
 
 #: Seconds to wait for jobs that compilers still hold. A link cannot take more of them once it runs, and a
 #: compile job ends in a second or two, so a short wait buys all the processors for a long link.
@@ -21,14 +24,16 @@ _PATIENCE = 3.0
 _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
 
 
-@dataclass(frozen=True)
 class LinkResult:
     """``returncode`` is negative for a signal; ``peak_bytes`` is the linker's largest resident set."""
 
-    returncode: int
-    wall_seconds: float
-    cpu_seconds: float
-    peak_bytes: int
+    __slots__ = ("cpu_seconds", "peak_bytes", "returncode", "wall_seconds")
+
+    def __init__(self, returncode: int, wall_seconds: float, cpu_seconds: float, peak_bytes: int) -> None:
+        self.returncode = returncode
+        self.wall_seconds = wall_seconds
+        self.cpu_seconds = cpu_seconds
+        self.peak_bytes = peak_bytes
 
 
 def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> LinkResult:

@@ -21,4 +21,4 @@ done
 case $relocatable:$output in
 :* | *.ko) exec "$real" "$@" ;;
 esac
-exec "$python" -I -S -B "$entry" "$real" "$@"
+exec "$python" -I -S "$entry" "$real" "$@"
