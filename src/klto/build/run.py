@@ -182,7 +182,7 @@ class _Run:
         toolchain = plan.kbuild.toolchain
         shims = install_shims(folder.shims, {name: toolchain.ld_lld for name in toolchain.linker_names()})
         extra = {**server.environment(), ENV_JOURNAL: str(folder.journal)}
-        return plan.kbuild.environment([shims], extra)
+        return plan.kbuild.environment(shims, extra)
 
     def _remove_leftovers(self) -> None:
         removed = []

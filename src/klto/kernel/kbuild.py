@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from klto.kernel.toolchain import Toolchain
-from klto.kernel.tree import KernelTree
+from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree
 from klto.process import child_environment
-
-#: Variables of an outer make that must not reach ours.
-_OUTER_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES", "GNUMAKEFLAGS")
 
 #: A line of Kbuild's short log: ``  CC [M]  lib/foo.o`` (quiet_cmd_* in scripts/Makefile.build and friends).
 _STEP = re.compile(r"^  ([A-Z][A-Z0-9_+-]*)(?: \[[MU]+\])? +(\S+)$")
 
 #: ``make[3]: *** [scripts/Makefile.build:243: init/main.o] Error 1`` (GNU make's src/job.c, child_error).
 _FAILED = re.compile(r"^make(?:\[(\d+)\])?: \*\*\* \[(?:[^\]]*: )?([^\]: ]+)\] (Error (\d+)|[A-Z][a-z].*)$")
+
+#: Kbuild's verbs for compiling or assembling one object of the kernel.
+OBJECT_VERBS = frozenset(("CC", "AS"))
 
 #: make's own talk: it repeats one failure for every level of recursion.
 _MAKE_TALK = re.compile(r"^make(\[\d+\])?: (\*\*\* (Waiting for|Deleting)|Entering|Leaving|Target)")
@@ -35,36 +36,17 @@ class Kbuild:
     toolchain: Toolchain
     build_dir: Path
     variables: tuple[str, ...] = ()
-    make: str = "make"
-
-    @property
-    def in_tree(self) -> bool:
-        """Whether the build dir is the tree itself."""
-        return self.build_dir.resolve() == self.tree.path.resolve()
 
     def argv(self, targets: Sequence[str] = ()) -> list[str]:
         """The make command: the same that a user would type, so that plain make finds nothing to do after it."""
-        where = [] if self.in_tree else [f"O={self.build_dir}"]
-        return [
-            self.make,
-            "-C",
-            str(self.tree.path),
-            *self.toolchain.make_args(),
-            *self.tree.make_arch_args(),
-            *where,
-            *self.variables,
-            *targets,
-        ]
+        command = self.tree.make_command(self.build_dir)
+        return [*command, *self.toolchain.make_args(), *self.variables, *targets]
 
-    def environment(self, first_in_path: Iterable[Path] = (), extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """make's environment; folders in ``first_in_path`` come before all others in PATH."""
-        env = child_environment(extra, drop=_OUTER_MAKE + ("KBUILD_OUTPUT", "O"))
-        for name, value in (extra or {}).items():
-            env[name] = value
-        prefix = [str(folder) for folder in first_in_path]
-        if self.toolchain.path_prefix is not None:
-            prefix.append(str(self.toolchain.path_prefix))
-        env["PATH"] = ":".join([*prefix, env.get("PATH", "/usr/bin:/bin")])
+    def environment(self, first_in_path: Path | None, extra: Mapping[str, str]) -> dict[str, str]:
+        """make's environment: ``extra`` on top of this process's, ``first_in_path`` before all of PATH."""
+        env = child_environment(extra, drop=[name for name in MAKE_ENVIRONMENT_DROP if name not in extra])
+        path = self.toolchain.search_path()
+        env["PATH"] = f"{first_in_path}{os.pathsep}{path}" if first_in_path else path
         return env
 
 
@@ -78,7 +60,7 @@ class MakeStep:
     @property
     def is_object(self) -> bool:
         """Whether it compiles or assembles one object of the kernel."""
-        return self.verb in ("CC", "AS") and self.target.endswith(".o")
+        return self.verb in OBJECT_VERBS and self.target.endswith(".o")
 
 
 def parse_step(line: str) -> MakeStep | None:
