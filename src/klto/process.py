@@ -38,7 +38,8 @@ class Usage:
 
     wall_seconds: float
     cpu_seconds: float
-    #: Largest resident set of the child or any single descendant, in bytes (ru_maxrss of wait4).
+    #: Largest resident set of the child or any single descendant, in bytes (ru_maxrss of wait4). Never less
+    #: than klto's own was when it started the child: exec keeps the maximum of before (fs/exec.c, exec_mmap).
     peak_bytes: int
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from klto import __version__, machine
 from klto.build.failure import explain_failure
@@ -16,7 +16,7 @@ from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.plan import Plan
 from klto.build.verify import artifacts, verify_build
-from klto.errors import BuildError, KltoError, UsageError
+from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
     Expected,
@@ -32,7 +32,8 @@ from klto.events import (
     Tick,
 )
 from klto.kernel.jobserver import Jobserver
-from klto.kernel.kconfig import configure, lto_of
+from klto.files import user_cache_dir
+from klto.kernel.kconfig import configure, lto_of, read_config
 from klto.kernel.leftovers import find_leftovers
 from klto.link.journal import ENV_JOURNAL
 from klto.link.shim import install_shims
@@ -40,16 +41,24 @@ from klto.process import become_subreaper, quote
 from klto.record import (
     SCHEMA,
     Asked,
+    Boot,
     ConfigIdentity,
     Machine,
+    Proof,
     Record,
     RecordKeeper,
     ToolchainIdentity,
     TreeIdentity,
 )
 
+if TYPE_CHECKING:
+    from klto.boot.run import BootResult
+
 #: Targets that leave a finished kernel behind, which can be verified and booted. No target is ``all``.
 _WHOLE_KERNEL = frozenset(("all", "vmlinux", "bzImage", "Image", "Image.gz"))
+
+#: Lines of the console that a failed boot shows; the log has all.
+_CONSOLE_LINES = 15
 
 #: The image that boots, in the build dir (arch/x86/boot/Makefile, arch/arm64/boot/Makefile).
 IMAGES = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
@@ -222,13 +231,55 @@ class _Run:
             )
 
     def _boot(self) -> None:
-        raise NotImplementedError
+        from klto.boot.guest import Compiler
+        from klto.boot.images import Arch, find_built_image, read_image
+        from klto.boot.run import BootRequest, boot_kernel
+
+        plan = self.plan
+        arch = Arch(plan.tree.arch)
+        toolchain = plan.kbuild.toolchain
+        result = boot_kernel(
+            BootRequest(
+                image=read_image(find_built_image(plan.build_dir, arch), arch),
+                compiler=Compiler(toolchain.clang, toolchain.ld_lld),
+                log=self.folder.console,
+                cache=user_cache_dir(),
+                config=read_config(plan.build_dir / ".config"),
+                timeout=plan.request.boot_timeout,
+            )
+        )
+        proofs = [
+            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence)) for p in result.proofs
+        ]
+        boot = Boot(
+            image=str(result.image.relative_to(plan.build_dir)),
+            accelerator=result.accelerator,
+            seconds=result.seconds,
+            console=str(result.console_log),
+            proofs=proofs,
+        )
+        self.keeper.update(boots=[*self.keeper.record.boots, boot])
+        _judge_boot(result)
 
 
 def again(plan: Plan) -> str:
     """The command line that repeats the run, for any shell and directory."""
     command = quote(["klto", *plan.request.argv])
     return f"cd {quote([str(plan.request.directory.absolute())])} && {command}"
+
+
+def _judge_boot(result: BootResult) -> None:
+    """Raise what a boot means that did not pass."""
+    hint = f"console log: {result.console_log}"
+    bad = [proof for proof in result.proofs if proof.status in ("failed", "unknown")]
+    if not bad:
+        return
+    evidence = [line for proof in bad for line in proof.evidence]
+    details = (*(f"| {line}" for line in result.console_tail[-_CONSOLE_LINES:]), *evidence)
+    message = f"proof {bad[0].name} {bad[0].status}: {result.ending}"
+    if result.status == "unknown":
+        raise LostMachineError(message, hint, details)
+    raise ProofError(message, hint, details)
 
 
 def _is_whole(targets: Sequence[str]) -> bool:

@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     result = run_link(linker, arguments, request, inputs)
     if result.returncode < 0:
         # End the way the linker ended, so that make says the same ("Killed").
-        signal.signal(-result.returncode, signal.SIG_DFL)
+        if -result.returncode not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-result.returncode, signal.SIG_DFL)
         os.kill(os.getpid(), -result.returncode)
     return result.returncode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 #: The environment variable that names the journal.
@@ -20,8 +21,12 @@ def append(event: str, **fields: object) -> None:
     if not path:
         return
     line = json.dumps({"event": event, "time": time.time(), **fields}) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        os.write(descriptor, line.encode("utf-8", "surrogateescape"))
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, line.encode("utf-8", "surrogateescape"))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # A link that can be done is done; klto itself stops over a journal that it cannot write.
+        print(f"klto: cannot write {path}: {error.strerror}", file=sys.stderr)
