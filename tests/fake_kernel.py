@@ -13,6 +13,8 @@ Faults are environment variables of the build, so that saved commands stay the s
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 MAKEFILE = r"""
@@ -159,5 +161,14 @@ def make_fake_kernel(path: Path, objects: int = 6) -> Path:
     return path
 
 
-#: A configuration of the fake kernel.
-THIN = "CONFIG_64BIT=y\nCONFIG_LTO_CLANG_THIN=y\n"
+def thin_config(llvm_bin: Path) -> str:
+    """A configuration of the fake kernel, as kconfig would have written it with this LLVM."""
+    clang = subprocess.run([llvm_bin / "clang", "--version"], capture_output=True, text=True, check=True)
+    lld = subprocess.run([llvm_bin / "ld.lld", "--version"], capture_output=True, text=True, check=True)
+    numbers = re.search(r"LLD (\d+)\.(\d+)\.(\d+)", lld.stdout)
+    assert numbers is not None
+    version = sum(int(part) * scale for part, scale in zip(numbers.groups(), (10000, 100, 1), strict=True))
+    return (
+        f'CONFIG_CC_VERSION_TEXT="{clang.stdout.splitlines()[0]}"\n'
+        f"CONFIG_LLD_VERSION={version}\nCONFIG_64BIT=y\nCONFIG_LTO_CLANG_THIN=y\n"
+    )

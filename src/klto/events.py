@@ -120,7 +120,7 @@ Event = (
 Observer = Callable[[Event], None]
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Event)
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 def decode_line(line: bytes) -> Event:
@@ -149,7 +149,7 @@ class Journal:
         lines = (self._torn + self._reader.read()).split(b"\n")
         self._torn = lines.pop()
         for line in lines:
-            if b"\"link-" in line[:24]:
+            if b'"link-' in line[:24]:
                 event = decode_line(line)
                 if isinstance(event, LinkStarted | LinkFinished):
                     yield event

@@ -221,9 +221,12 @@ def started(
     stderr: int | IO[bytes] = subprocess.STDOUT,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    guarded: bool = False,
 ) -> Iterator[Child]:
     """A child that runs for the length of the ``with`` block and has certainly ended after it.
 
+    :param guarded: its whole process group ends even when klto is killed by SIGKILL. Without it only the child
+        itself does, which is enough for a program that starts no others.
     :raises UsageError: when the program cannot be started.
     """
     args = tuple(os.fspath(a) for a in argv)
@@ -244,14 +247,31 @@ def started(
     except OSError as error:
         raise UsageError(f"cannot start {args[0]}: {error.strerror}") from error
     child = Child(args, popen)
+    guard = _guard(child.pid) if guarded else None
     try:
         yield child
     finally:
         with _signals_held():
             if child.alive() or _group_exists(child.pid):
                 child.stop()
+            if guard is not None:
+                guard.communicate(b"ended\n")
         if popen.stdout is not None:
             popen.stdout.close()
+
+
+#: Ends the process group $1 when its standard input ends without a line: when klto is gone.
+_GUARD = 'read -r line && exit; kill -s TERM -- "-$1"; sleep "$2"; kill -s KILL -- "-$1"'
+
+
+def _guard(pgid: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["sh", "-c", _GUARD, "klto-guard", str(pgid), str(GRACE_SECONDS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
 
 
 @contextmanager

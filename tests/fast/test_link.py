@@ -25,7 +25,9 @@ def objects(tmp_path: Path, llvm_bin: Path) -> Path:
     for name, flags in (("a", ["-flto=thin"]), ("b", ["-flto=thin"]), ("native", [])):
         (tmp_path / f"{name}.c").write_text(f"int {name}(int x) {{ return x + 1; }}\n")
         subprocess.run([llvm_bin / "clang", *flags, "-c", f"{name}.c"], cwd=tmp_path, check=True)
-    subprocess.run([llvm_bin / "llvm-ar", "cDPrST", "all.a", "a.o", "native.o", "b.o"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [llvm_bin / "llvm-ar", "cDPrST", "all.a", "a.o", "native.o", "b.o"], cwd=tmp_path, check=True
+    )
     return tmp_path
 
 
@@ -66,7 +68,7 @@ def test_shim_passes_other_links_to_the_real_linker_unchanged(tmp_path: Path, ar
     fake = tmp_path / "fake linker's"
     fake.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\nexit 42\n')
     fake.chmod(0o755)
-    shims = install_shims(tmp_path / "bin", {"ld.lld": fake})
+    shims = install_shims(tmp_path / "bin", "ld.lld", fake).folder
     done = subprocess.run([shims / "ld.lld", *arguments], capture_output=True, check=False)
     assert done.returncode == 42
     assert done.stdout == b"".join(os.fsencode(a) + b"\0" for a in arguments) or (
@@ -76,7 +78,7 @@ def test_shim_passes_other_links_to_the_real_linker_unchanged(tmp_path: Path, ar
 
 
 def _link(objects: Path, llvm_bin: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    shims = install_shims(objects / "bin", {"ld.lld": llvm_bin / "ld.lld"})
+    shims = install_shims(objects / "bin", "ld.lld", llvm_bin / "ld.lld").folder
     return subprocess.run(
         [shims / "ld.lld", *arguments],
         cwd=objects,
@@ -97,7 +99,7 @@ def test_lto_link_gives_the_linkers_bytes_and_is_journaled(objects: Path, llvm_b
     began, ended = read_journal(objects / "journal")
     assert isinstance(began, LinkStarted)
     assert isinstance(ended, LinkFinished)
-    assert (began.output, began.bitcode_inputs, began.native_inputs, began.jobs) == ("klto.o", 2, 1, 3)
+    assert (began.output, began.bitcode_inputs, began.native_inputs, began.jobs) == ("klto.o", 2, 1, 2)
     assert began.directory == str(objects)
     assert (ended.output, ended.returncode) == ("klto.o", 0)
     assert ended.peak_bytes > 10 << 20
@@ -124,7 +126,7 @@ def test_killed_link_ends_as_killed_and_gives_its_jobs_back(objects: Path, tmp_p
     fake = tmp_path / "fake_linker"
     fake.write_text("#!/bin/sh\nkill -KILL $$\n")
     fake.chmod(0o755)
-    shims = install_shims(tmp_path / "bin", {"ld.lld": fake})
+    shims = install_shims(tmp_path / "bin", "ld.lld", fake).folder
     with Jobserver(str(tmp_path / "fifo"), 2) as server:
         env = {**os.environ, **server.environment(), "KLTO_JOURNAL": str(tmp_path / "journal")}
         done = subprocess.run([shims / "ld.lld", "-r", "a.o", "-o", "x.o"], cwd=objects, env=env, check=False)
@@ -139,7 +141,7 @@ def test_term_reaches_the_linker(objects: Path, tmp_path: Path) -> None:
     fake = tmp_path / "fake_linker"
     fake.write_text("#!/bin/sh\necho ready\nexec sleep 987650\n")
     fake.chmod(0o755)
-    shims = install_shims(tmp_path / "bin", {"ld.lld": fake})
+    shims = install_shims(tmp_path / "bin", "ld.lld", fake).folder
     link = subprocess.Popen(
         [shims / "ld.lld", "-r", "a.o", "-o", "x.o"], cwd=objects, stdout=subprocess.PIPE, text=True
     )
@@ -151,13 +153,28 @@ def test_term_reaches_the_linker(objects: Path, tmp_path: Path) -> None:
 
 def test_shim_without_klto_still_links(objects: Path, llvm_bin: Path) -> None:
     """No journal and no jobserver in the environment: make from another shell, say."""
-    shims = install_shims(objects / "bin", {"ld.lld": llvm_bin / "ld.lld"})
+    shims = install_shims(objects / "bin", "ld.lld", llvm_bin / "ld.lld").folder
     env = {k: v for k, v in os.environ.items() if not k.startswith("KLTO")}
     subprocess.run([shims / "ld.lld", "-r", "a.o", "-o", "x.o"], cwd=objects, env=env, check=True)
     assert (objects / "x.o").stat().st_size > 0
 
 
 def test_install_shims_replaces_what_was_there(tmp_path: Path) -> None:
-    install_shims(tmp_path / "bin", {"ld.lld-14": Path("/x")})
-    install_shims(tmp_path / "bin", {"ld.lld": Path("/y")})
+    install_shims(tmp_path / "bin", "ld.lld-14", Path("/x"))
+    install_shims(tmp_path / "bin", "ld.lld", Path("/y"))
     assert [p.name for p in (tmp_path / "bin").iterdir()] == ["ld.lld"]
+
+
+def test_linker_with_an_absolute_path_is_caught_by_makes_shell(tmp_path: Path) -> None:
+    """And nowhere else: quoted text that names it, as in saved commands, stays as it is."""
+    real = tmp_path / "real" / "ld.lld"
+    real.parent.mkdir()
+    real.write_text("#!/bin/sh\necho real\n")
+    real.chmod(0o755)
+    shims = install_shims(tmp_path / "bin", str(real), real)
+    assert real.read_text() == "#!/bin/sh\necho real\n"
+    assert shims.shell is not None
+    (shims.folder / "ld.lld").write_text("#!/bin/sh\necho shim\n")
+    command = f"set -e; {real} -r; printf '%s\\n' 'savedcmd_x := {real} -r'; true && {real}"
+    done = subprocess.run([shims.shell, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == f"shim\nsavedcmd_x := {real} -r\nshim\n"

@@ -82,7 +82,12 @@ def test_children_end_when_klto_is_killed() -> None:
 
 @pytest.mark.parametrize(
     ("returncode", "text"),
-    [(2, "exit status 2"), (-9, "killed by SIGKILL"), (137, "exit status 137 (SIGKILL)"), (250, "exit status 250")],
+    [
+        (2, "exit status 2"),
+        (-9, "killed by SIGKILL"),
+        (137, "exit status 137 (SIGKILL)"),
+        (250, "exit status 250"),
+    ],
 )
 def test_status_in_words(returncode: int, text: str) -> None:
     assert process.describe_status(returncode) == text

@@ -31,15 +31,16 @@ def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
         message = f"make ended with {describe_status(result.returncode)} and named no target"
         return BuildError(message, "\n".join(hints), tuple(result.lines[-10:]))
     first = failures[0]
-    remedy = []
     if _was_killed(first):
-        remedy = [
-            f"something killed it, most often the kernel for want of memory: try fewer jobs (-j); "
-            f"the largest process of this build had reached {size(result.usage.peak_bytes)}"
-        ]
+        reached = size(result.usage.peak_bytes)
+        hints.insert(
+            0,
+            "something killed it, most often the kernel for want of memory: try fewer jobs (-j); "
+            f"the largest process of this build had reached {reached}",
+        )
     others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     message = f"{first.target} failed: {first.reason}{others}"
-    return BuildError(message, "\n".join([*remedy, *hints]), _details(failures))
+    return BuildError(message, "\n".join(hints), _details(failures))
 
 
 def _was_killed(failure: MakeFailure) -> bool:
@@ -52,9 +53,15 @@ def _killed_link(begun: LinkStarted, ended: LinkFinished) -> tuple[str, str]:
         f"the LTO link of {begun.output} was killed (SIGKILL) when it had reached {size(ended.peak_bytes)}; "
         f"{size(begun.memory_available)} were available when it started"
     )
-    fewer = f"fewer backends at once (-j {max(1, begun.jobs // 2)}; it had {begun.jobs})" if begun.jobs > 1 else ""
+    fewer = (
+        f"fewer backends at once (-j {max(1, begun.jobs // 2)}; it had {begun.jobs})"
+        if begun.jobs > 1
+        else ""
+    )
     remedies = [fewer, "--lto thin instead of full", "end what else uses memory"]
-    return message, "most often the kernel does that for want of memory: " + ", or ".join(r for r in remedies if r)
+    return message, "most often the kernel does that for want of memory: " + ", or ".join(
+        r for r in remedies if r
+    )
 
 
 def _details(failures: list[MakeFailure]) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ class Folder:
         except BlockingIOError:
             os.close(descriptor)
             raise UsageError(
-                f"another klto is at work in {self.path.parent}", "wait for it, or use another build dir (-b DIR)"
+                f"another klto is at work in {self.path.parent}",
+                "wait for it, or use another build dir (-b DIR)",
             ) from None
         self._lock = descriptor
         return self

@@ -93,7 +93,11 @@ class MakeRun:
             log = stack.enter_context(self.log.open("wb"))
             child = stack.enter_context(
                 started(
-                    self.argv, env=self.environment, pass_fds=self.pass_fds, stdout=subprocess.PIPE
+                    self.argv,
+                    env=self.environment,
+                    pass_fds=self.pass_fds,
+                    stdout=subprocess.PIPE,
+                    guarded=True,
                 )
             )
             self._begin("compile", child)
@@ -168,7 +172,12 @@ class MakeRun:
         self.emit(StageStarted(stage=name))
 
     def _end(
-        self, status: str, child: Child | None, *, without: int | None = None, link: LinkFinished | None = None
+        self,
+        status: str,
+        child: Child | None,
+        *,
+        without: int | None = None,
+        link: LinkFinished | None = None,
     ) -> None:
         stage, self._stage = self._stage, None
         if stage is None:

@@ -7,14 +7,11 @@ from pathlib import Path
 
 from klto import machine
 from klto.errors import UsageError
-from klto.kernel.hostdeps import require_host_tools
+from klto.kernel.hostdeps import check_host
 from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
 from klto.kernel.toolchain import find_toolchain
 from klto.kernel.tree import KernelTree, default_build_dir
-
-#: The members of the kernel's LTO choice (arch/Kconfig, 5.12 to 6.12) and klto's words for them.
-LTO_CHOICE = {"LTO_CLANG_THIN": "thin", "LTO_CLANG_FULL": "full", "LTO_NONE": "none"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,10 @@ def make_plan(request: BuildRequest) -> Plan:
     build_dir = (request.build_dir or default_build_dir(tree, request.lto or "thin")).absolute()
     tree.check_build_dir(build_dir)
     lto = _choose_lto(request, wanted, base, build_dir / ".config")
-    if lto != "keep":
-        wanted = parse_requests(list(request.fragments)).merged(lto_requests(lto))
-    require_host_tools()
+    wanted = wanted.merged(lto_requests(lto))
     toolchain = find_toolchain(tree, build_dir, request.toolchain)
+    config = build_dir / ".config"
+    check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
     kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
     return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs())
 
@@ -97,10 +94,9 @@ def _base(name: str | None) -> str | Path | None:
 
 def _choose_lto(request: BuildRequest, wanted: Requests, base: str | Path | None, config: Path) -> str:
     """The LTO mode to set, or ``keep`` when the configuration already says it."""
-    asked = [LTO_CHOICE[name] for name, value in wanted.values.items() if name in LTO_CHOICE and value == "y"]
-    if asked:
-        if request.lto not in (None, "keep", asked[-1]):
-            raise UsageError(f"--lto {request.lto} contradicts -K, which asks for {asked[-1]} LTO")
+    if wanted.lto is not None:
+        if request.lto not in (None, "keep", wanted.lto):
+            raise UsageError(f"--lto {request.lto} contradicts -K, which asks for {wanted.lto} LTO")
         return "keep"
     if request.lto is not None and request.lto != "keep":
         return request.lto
@@ -113,7 +109,7 @@ def _choose_lto(request: BuildRequest, wanted: Requests, base: str | Path | None
         )
     if request.lto == "keep" or lto_of(source) != "none":
         return "keep"
-    if isinstance(base, Path) and "CONFIG_LTO_NONE" not in read_config(source):
+    if isinstance(base, Path) and "LTO_NONE" not in read_config(source):
         return "thin"
     raise UsageError(
         f"{source} builds without LTO (CONFIG_LTO_NONE=y)",

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klto import __version__, machine
@@ -31,12 +31,12 @@ from klto.events import (
     StageStarted,
     Tick,
 )
-from klto.kernel.jobserver import Jobserver
 from klto.files import user_cache_dir
+from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, read_config
 from klto.kernel.leftovers import find_leftovers
 from klto.link.journal import ENV_JOURNAL
-from klto.link.shim import install_shims
+from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
     SCHEMA,
@@ -77,7 +77,9 @@ def run_build(plan: Plan, observers: Sequence[Observer] = ()) -> Record:
         except OSError as error:
             # The journal, the log or the record: the build dir's disk is full or gone.
             where = error.filename or folder.path
-            raise UsageError(f"cannot write {where}: {error.strerror}", "free some space, then run again") from error
+            raise UsageError(
+                f"cannot write {where}: {error.strerror}", "free some space, then run again"
+            ) from error
 
 
 class _Run:
@@ -151,7 +153,14 @@ class _Run:
         recompile = plan.kbuild.toolchain.would_recompile(plan.build_dir)
         if recompile:
             self.emit(Note(text=f"{recompile}: everything is compiled anew", level="warning"))
-        configure(plan.tree, plan.kbuild.toolchain, plan.build_dir, plan.base, plan.requests)
+        configure(
+            plan.tree,
+            plan.kbuild.toolchain,
+            plan.build_dir,
+            plan.base,
+            plan.requests,
+            plan.request.make_variables,
+        )
         config = plan.build_dir / ".config"
         digest = hashlib.sha256(config.read_bytes()).hexdigest()
         lto = lto_of(config)
@@ -169,10 +178,15 @@ class _Run:
             self.emit(Expected(objects=max(0, learnt.objects - present), source="last build"))
         with ExitStack() as stack:
             server = stack.enter_context(Jobserver(str(folder.jobserver), plan.jobs))
-            argv = plan.kbuild.argv(plan.request.targets)
+            shims = self._shims()
+            argv = [
+                *plan.kbuild.argv(plan.request.targets),
+                *([f"SHELL={shims.shell}"] if shims.shell else []),
+            ]
+            extra = {**server.environment(), ENV_JOURNAL: str(folder.journal)}
             run = MakeRun(
                 argv=argv,
-                environment=self._environment(server),
+                environment=plan.kbuild.environment(shims.folder, extra),
                 pass_fds=server.descriptors,
                 log=folder.log,
                 journal=self.journal,
@@ -186,12 +200,18 @@ class _Run:
             self._learn(learnt, result)
         return result
 
-    def _environment(self, server: Jobserver) -> dict[str, str]:
-        plan, folder = self.plan, self.folder
-        toolchain = plan.kbuild.toolchain
-        shims = install_shims(folder.shims, {name: toolchain.ld_lld for name in toolchain.linker_names()})
-        extra = {**server.environment(), ENV_JOURNAL: str(folder.journal)}
-        return plan.kbuild.environment(shims, extra)
+    def _shims(self) -> Shims:
+        toolchain = self.plan.kbuild.toolchain
+        name = toolchain.linker_name()
+        shims = install_shims(self.folder.shims, name, toolchain.ld_lld)
+        if "/" in name and shims.shell is None:
+            self.emit(
+                Note(
+                    text=f"no shell here can stand in for {name}: the link is make's own and is not measured",
+                    level="warning",
+                )
+            )
+        return shims
 
     def _remove_leftovers(self) -> None:
         removed = []
@@ -249,7 +269,8 @@ class _Run:
             )
         )
         proofs = [
-            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence)) for p in result.proofs
+            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence))
+            for p in result.proofs
         ]
         boot = Boot(
             image=str(result.image.relative_to(plan.build_dir)),
@@ -312,7 +333,7 @@ def _first_record(plan: Plan, folder: Folder) -> Record:
             targets=list(request.targets),
             lto=plan.lto,
             base=request.base,
-            requests=dict(plan.requests.values),
+            requests={f"CONFIG_{wanted.name}": wanted.value for wanted in plan.requests},
             make_variables=list(request.make_variables),
             jobs=plan.jobs,
             boot=request.boot,

@@ -18,7 +18,9 @@ LTO_MODES = ("thin", "full", "none", "keep")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="make's targets; NAME=VALUE goes to make too")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="make's targets; NAME=VALUE goes to make too"
+    )
     add_tree_options(parser)
     parser.add_argument(
         "-k", dest="base", metavar="BASE", help="start from defconfig, allnoconfig or a .config file"
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FRAGMENT",
         action="append",
         default=[],
-        help="a fragment file or CONFIG_X=y, =m, =n, =\"text\", =number; repeatable",
+        help='a fragment file or CONFIG_X=y, =m, =n, ="text", =number; repeatable',
     )
     parser.add_argument(
         "--lto", choices=LTO_MODES, help="the LTO mode (default: what the .config says; with -k, thin)"
@@ -45,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     from klto.build.folder import Folder
     from klto.build.plan import BuildRequest, make_plan
     from klto.build.run import run_build
-    from klto.record import encode_record
     from klto.report.progress import progress_for
 
     variables = tuple(word for word in args.targets if "=" in word)
@@ -83,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
 def _summary(record: Record, build_dir: Path) -> None:
     from klto.report.units import duration, size
 
-    print(f"{'built in':<10}{duration(record.wall_seconds or 0.0)}, {record.objects_compiled} objects compiled")
+    print(
+        f"{'built in':<10}{duration(record.wall_seconds or 0.0)}, {record.objects_compiled} objects compiled"
+    )
     for artifact in record.artifacts:
         if not artifact.path.endswith((".ko", "System.map")):
             print(f"{os.path.basename(artifact.path):<10}{size(artifact.bytes)}  {build_dir / artifact.path}")
@@ -93,5 +96,7 @@ def _summary(record: Record, build_dir: Path) -> None:
         print(f"{'LTO':<10}{found.lto}: {found.bitcode} bitcode and {found.native} native objects{modules}")
     for boot in record.boots:
         for proof in boot.proofs:
-            print(f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})")
+            print(
+                f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})"
+            )
     print(f"{'record':<10}{build_dir / '.klto' / 'record.json'}")

@@ -113,7 +113,12 @@ def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -
             break
     own = []
     for index in range(begin, at):
-        if index in shown or parse_step(lines[index]) or _MAKE_TALK.match(lines[index]) or _FAILED.match(lines[index]):
+        if (
+            index in shown
+            or parse_step(lines[index])
+            or _MAKE_TALK.match(lines[index])
+            or _FAILED.match(lines[index])
+        ):
             continue
         shown.add(index)
         own.append(lines[index])
@@ -128,5 +133,7 @@ def _bare_errors(lines: Sequence[str]) -> list[MakeFailure]:
     found = []
     for at, line in enumerate(lines):
         if " *** " in line and not _MAKE_TALK.match(line):
-            found.append(MakeFailure("make", line.partition(" *** ")[2], None, tuple(lines[max(0, at - 10) : at + 1])))
+            found.append(
+                MakeFailure("make", line.partition(" *** ")[2], None, tuple(lines[max(0, at - 10) : at + 1]))
+            )
     return found[:1]

@@ -10,10 +10,62 @@ if TYPE_CHECKING:
 
 #: Options of ld.lld (lld/ELF/Options.td, LLVM 14 to 22) whose value is the next argument.
 _WITH_VALUE = frozenset(
-    "-m -mllvm -T --script -e --entry -z -o --output -L --library-path -l --library -h -soname --soname "
-    "-rpath --rpath -u --undefined -Map --Map -I --dynamic-linker -y --trace-symbol -f --auxiliary -F --filter "
-    "--defsym --version-script --dynamic-list --retain-symbols-file --sysroot -O -plugin -plugin-opt --plugin-opt "
-    "-b --format -A -Y -a --wrap --exclude-libs --init -init --fini -fini -Ttext -Tdata -Tbss --section-start".split()
+    [
+        "-m",
+        "-mllvm",
+        "-T",
+        "--script",
+        "-e",
+        "--entry",
+        "-z",
+        "-o",
+        "--output",
+        "-L",
+        "--library-path",
+        "-l",
+        "--library",
+        "-h",
+        "-soname",
+        "--soname",
+        "-rpath",
+        "--rpath",
+        "-u",
+        "--undefined",
+        "-Map",
+        "--Map",
+        "-I",
+        "--dynamic-linker",
+        "-y",
+        "--trace-symbol",
+        "-f",
+        "--auxiliary",
+        "-F",
+        "--filter",
+        "--defsym",
+        "--version-script",
+        "--dynamic-list",
+        "--retain-symbols-file",
+        "--sysroot",
+        "-O",
+        "-plugin",
+        "-plugin-opt",
+        "--plugin-opt",
+        "-b",
+        "--format",
+        "-A",
+        "-Y",
+        "-a",
+        "--wrap",
+        "--exclude-libs",
+        "-init",
+        "--init",
+        "-fini",
+        "--fini",
+        "-Ttext",
+        "-Tdata",
+        "-Tbss",
+        "--section-start",
+    ]
 )
 
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from klto.link.inputs import Inputs
     from klto.link.request import LinkRequest
 
-#: Seconds to wait for jobs that compilers still hold. A link cannot take more of them once it runs, and a
-#: compile job ends in a second or two, so a short wait buys all the processors for a long link.
-_PATIENCE = 3.0
+#: Seconds to wait, for each byte of bitcode, for jobs that compilers still hold: a link cannot take more of them
+#: once it runs. 23 MB of an x86_64 6.12 kernel's bitcode take 56 s of CPU, so this is 4 % of a link's work; and
+#: at most three seconds, since compile jobs end in one or two.
+_PATIENCE_PER_BYTE, _MOST_PATIENCE = 0.1 / 1e6, 3.0
 
 #: lld's options for its own parallelism (lld/ELF/Options.td): given by the caller, they are left alone.
 _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
@@ -40,7 +41,10 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
     """Run the real linker with ``arguments`` unchanged but for its number of threads, and journal it."""
     tokens = Tokens(os.environ.get(ENV_PATH))
     try:
-        jobs = 1 + tokens.acquire(int(os.environ.get(ENV_JOBS, "1")) - 1, _PATIENCE)
+        # One module is one backend: more jobs than modules would idle.
+        wanted = min(int(os.environ.get(ENV_JOBS, "1")), inputs.bitcode) - 1
+        patience = min(inputs.bitcode_bytes * _PATIENCE_PER_BYTE, _MOST_PATIENCE)
+        jobs = 1 + tokens.acquire(wanted, patience)
         parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
         return _run([linker, *arguments, *parallel], request, inputs, jobs)
     finally:

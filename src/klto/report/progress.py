@@ -72,9 +72,10 @@ class State:
     def remaining(self) -> float | None:
         """Seconds that the stage will still take, None when there is nothing to estimate from."""
         now = time.monotonic()
-        if self.stage == "compile" and self.expected and self.first_object and self.objects >= 20:
+        left = (self.expected or 0) - self.objects
+        if self.stage == "compile" and left > 0 and self.first_object and self.objects >= 20:
             rate = self.objects / (now - self.first_object)
-            return max(0, self.expected - self.objects) / rate
+            return left / rate
         if self.stage == "link" and self.link_seconds:
             return max(0.0, self.link_seconds - (now - self.stage_begun))
         return None
@@ -84,9 +85,13 @@ class State:
         elapsed = duration(time.monotonic() - self.begun)
         parts = [f"{self.stage:<9}", elapsed]
         if self.stage == "compile" and self.objects:
-            parts.append(f"{self.objects} of {self.expected} objects" if self.expected else f"{self.objects} objects")
+            parts.append(
+                f"{self.objects} of {self.expected} objects" if self.expected else f"{self.objects} objects"
+            )
         if self.stage == "link" and self.link:
-            parts.append(f"{self.link.output}: {self.link.bitcode_inputs} bitcode modules, {self.link.jobs} at once")
+            parts.append(
+                f"{self.link.output}: {self.link.bitcode_inputs} bitcode modules, {self.link.jobs} at once"
+            )
         if self.memory and self.stage in ("link", "finish"):
             parts.append(f"{size(self.memory)} ({'ld.lld' if self.stage == 'link' else self.process})")
         left = self.remaining()
@@ -163,7 +168,9 @@ class LiveProgress:
         self._live.stop()
 
 
-def progress_for(stream: TextIO = sys.stderr, link_seconds: float | None = None) -> PlainProgress | LiveProgress:
+def progress_for(
+    stream: TextIO = sys.stderr, link_seconds: float | None = None
+) -> PlainProgress | LiveProgress:
     """The display that suits ``stream``."""
     state = State(link_seconds)
     return LiveProgress(stream, state) if stream.isatty() else PlainProgress(stream, state)
