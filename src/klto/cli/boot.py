@@ -259,7 +259,8 @@ def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = Fals
         if proof.status not in ("passed", "not-applicable"):
             print(f"klto: proof {proof.name} {proof.status}: {result.ending}", file=sys.stderr)
             for line in proof.evidence:
-                print(f"  {line}", file=sys.stderr)
+                if line != result.ending:
+                    print(f"  {line}", file=sys.stderr)
     print(f"  console log: {result.console_log}", file=sys.stderr)
 
 
