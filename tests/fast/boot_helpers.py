@@ -88,9 +88,11 @@ def tiny_arm64_gz() -> bytes:
 
 
 def fake_qemu(folder: Path, mode: str) -> str:
-    """A program that behaves like a QEMU in one of fake_qemu.py's modes; its path."""
+    """A program that behaves like a QEMU in one of fake_qemu.py's modes, and leaves its pid in a file."""
     program = folder / f"qemu {mode}"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE_QEMU}" {mode} "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\necho $$ >"{folder}/qemu.pid"\nexec "{sys.executable}" "{FAKE_QEMU}" {mode} "$@"\n'
+    )
     program.chmod(0o755)
     return str(program)
 
