@@ -157,14 +157,19 @@ class Child:
         return False
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """End the whole process group: TERM, wait, KILL, wait."""
-        _signal_group(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and (self.alive() or _group_exists(self.pid)):
-            time.sleep(0.02)
-        if self.alive() or _group_exists(self.pid):
-            _signal_group(self.pid, signal.SIGKILL)
-        self.wait()
+        """End the whole process group: TERM, wait, KILL, wait.
+
+        An interrupt during the wait (a second Ctrl-C) shortens it, and is raised when the group has ended.
+        """
+        try:
+            _signal_group(self.pid, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and (self.alive() or _group_exists(self.pid)):
+                time.sleep(0.02)
+        finally:
+            if self.alive() or _group_exists(self.pid):
+                _signal_group(self.pid, signal.SIGKILL)
+            self.wait()
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline and _group_exists(self.pid):
             time.sleep(0.02)

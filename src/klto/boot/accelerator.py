@@ -84,9 +84,13 @@ def _x86_guest() -> bytes:
 
 
 def _arm64_guest() -> bytes:
-    """Flat code that calls PSCI's SYSTEM_OFF, 0x84000008 (Arm DEN0022, section 5.1.9), by hvc."""
-    # movz w0, #0x8400, lsl #16; movk w0, #8; hvc #0; b .
-    return struct.pack("<4I", 0x52B08000, 0x72800100, 0xD4000002, 0x14000000)
+    """Flat code that calls PSCI's SYSTEM_OFF, 0x84000008 (Arm DEN0022, section 5.1.9).
+
+    By hvc, or by smc when it runs at EL2, as QEMU's virt machine wants it (hw/arm/virt.c, psci_conduit).
+    """
+    # movz w0, #0x8400, lsl #16; movk w0, #8; mrs x1, CurrentEL; cmp x1, #8; b.eq +8; hvc #0; smc #0; b .
+    code = (0x52B08000, 0x72800100, 0xD5384241, 0xF100203F, 0x54000040, 0xD4000002, 0xD4000003, 0x14000000)
+    return struct.pack(f"<{len(code)}I", *code)
 
 
 def _identity(arch: Arch, qemu: Path) -> str:

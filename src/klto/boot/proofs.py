@@ -92,9 +92,20 @@ def select_proofs(names: Sequence[str]) -> tuple[Proof, ...]:
     return tuple(PROOFS[name] for name in dict.fromkeys(names or PROOFS))
 
 
-def missing_options(proof: Proof, config: Mapping[str, str]) -> tuple[str, ...]:
-    """The options of a ``.config`` (name without ``CONFIG_`` to value) that keep a proof from running."""
-    return tuple(name for name in proof.needs if config.get(name) != "y")
+#: Options that give init a way to klto; one of them will do (see ``channels`` in init.c).
+_CHANNELS = {
+    Arch.X86_64: ("VIRTIO_CONSOLE", "SERIAL_8250"),
+    Arch.ARM64: ("VIRTIO_CONSOLE", "SERIAL_AMBA_PL011"),
+}
+
+
+def missing_options(proof: Proof, arch: Arch, config: Mapping[str, str]) -> tuple[str, ...]:
+    """What in a ``.config`` (name without ``CONFIG_`` to value) keeps a proof from running, a line each."""
+    lines = [f"CONFIG_{name} is not y" for name in proof.needs if config.get(name) != "y"]
+    if all(config.get(name) != "y" for name in _CHANNELS[arch]):
+        names = " nor ".join(f"CONFIG_{name}" for name in _CHANNELS[arch])
+        lines.append(f"neither {names} is y: the guest could not report")
+    return tuple(lines)
 
 
 @dataclass(frozen=True)

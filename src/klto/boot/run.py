@@ -14,7 +14,7 @@ from klto import process
 from klto.boot.accelerator import choose_accelerator
 from klto.boot.console import MAX_LOG_BYTES, Console
 from klto.boot.guest import Compiler, base_initramfs, boot_archive
-from klto.boot.images import KernelImage
+from klto.boot.images import Arch, KernelImage
 from klto.boot.initramfs import Entry
 from klto.boot.proofs import (
     Course,
@@ -99,7 +99,7 @@ def boot_kernel(request: BootRequest) -> BootResult:
     """
     selected = select_proofs(request.proofs)
     qemu = find_qemu(request.image.arch, request.qemu)
-    plan, excluded = _applicable(selected, request.config)
+    plan, excluded = _applicable(selected, request.image.arch, request.config)
     if not plan:
         return _not_booted(request, excluded)
     initramfs = base_initramfs(request.image.arch, request.compiler, request.cache)
@@ -114,15 +114,14 @@ def boot_kernel(request: BootRequest) -> BootResult:
 
 
 def _applicable(
-    selected: tuple[Proof, ...], config: Mapping[str, str] | None
+    selected: tuple[Proof, ...], arch: Arch, config: Mapping[str, str] | None
 ) -> tuple[tuple[Proof, ...], tuple[ProofResult, ...]]:
     plan: list[Proof] = []
     excluded: list[ProofResult] = []
     for proof in selected:
-        missing = missing_options(proof, config) if config is not None else ()
+        missing = missing_options(proof, arch, config) if config is not None else ()
         if missing:
-            evidence = tuple(f"CONFIG_{name} is not set to y" for name in missing)
-            excluded.append(ProofResult(proof.name, ProofStatus.NOT_APPLICABLE, 0.0, evidence))
+            excluded.append(ProofResult(proof.name, ProofStatus.NOT_APPLICABLE, 0.0, missing))
         else:
             plan.append(proof)
     return tuple(plan), tuple(excluded)
@@ -152,7 +151,7 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof,
         initrd.write(initramfs + boot_archive(nonce, [proof.name for proof in plan], request.files))
         initrd.flush()
         machine = _machine(request, qemu, accelerator, initrd.fileno(), ends)
-        console = Console(log, watch)
+        console = Console(log, watch, MAX_LOG_BYTES)
         session = Session(ends, console, transcript, watch, timeout)
         output = ends.descriptor("output")
         inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))

@@ -251,7 +251,11 @@ def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = Fals
         print(
             f"{result.accelerator}, QEMU {result.qemu_version}: {process.quote(result.qemu)}", file=sys.stderr
         )
-    if good or not result.qemu:
+    if good:
+        return
+    if not result.qemu:
+        for proof in result.proofs:
+            print(f"klto: proof {proof.name} cannot run: {'; '.join(proof.evidence)}", file=sys.stderr)
         return
     for line in result.console_tail[-_SHOWN_LINES:]:
         print(f"  | {line}", file=sys.stderr)
@@ -259,7 +263,8 @@ def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = Fals
         if proof.status not in ("passed", "not-applicable"):
             print(f"klto: proof {proof.name} {proof.status}: {result.ending}", file=sys.stderr)
             for line in proof.evidence:
-                print(f"  {line}", file=sys.stderr)
+                if line != result.ending:
+                    print(f"  {line}", file=sys.stderr)
     print(f"  console log: {result.console_log}", file=sys.stderr)
 
 
