@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from klto.objects import irsymtab
 from klto.objects.assembly import Include, expand_template, included_files, labels, referenced_names
-from klto.objects.bitstream import Abbrev, Bitstream, Block, Record
+from klto.objects.bitstream import Abbrev, Bitstream, Block, Record, characters
 from klto.objects.errors import MalformedObject
 from klto.objects.irsymtab import SymbolTable, UnknownSymbolTable
 from klto.objects.source import Buffer
@@ -217,7 +217,7 @@ class Module:
                 raise self._stream.malformed(
                     record.at, "expected two strings in inline assembly, found its end"
                 )
-            strings.append(bytes(value & 0xFF for value in values[at + 1 : at + 1 + values[at]]))
+            strings.append(characters(values[at + 1 : at + 1 + values[at]]))
             at += 1 + values[at]
         return InlineAsm(strings[0], strings[1])
 

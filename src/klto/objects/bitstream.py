@@ -49,7 +49,7 @@ _FROM_BASE64 = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", bytes(range(64))
 )
 #: A 6-bit chunk with its high bit set continues in the next one ("Variable Width Integer").
-_CONTINUED = bytes(range(32, 64))
+_IS_LAST = bytes([1] * 32 + [0] * 224)
 _VBR6 = re.compile(rb"[\x20-\x3f]*[\x00-\x1f]")
 
 Abbrev = tuple[tuple[int, int], ...]
@@ -64,6 +64,12 @@ class _Vbr6Values(dict[bytes, int]):
 
 _VALUES = _Vbr6Values({bytes([low]): low for low in range(32)})
 _VALUES.update({bytes([low | 32, high]): low | high << 5 for low in range(32) for high in range(32)})
+
+
+def characters(values: array[int]) -> bytes:
+    """Operands as characters, each cut to 8 bits, as convertToString of BitcodeReader.cpp does."""
+    low = 0 if sys.byteorder == "little" else values.itemsize - 1
+    return values.tobytes()[low :: values.itemsize]
 
 
 class Block:
@@ -110,10 +116,8 @@ class Record:
         return ops
 
     def text(self) -> bytes:
-        """All operands as characters, each cut to 8 bits, as convertToString of BitcodeReader.cpp does."""
-        values = self.values()
-        low = 0 if sys.byteorder == "little" else values.itemsize - 1
-        return values.tobytes()[low :: values.itemsize]
+        """All operands as characters."""
+        return characters(self.values())
 
     def blob(self) -> tuple[int, int]:
         """Where the record's blob lies: first byte and number of bytes, counted from the bitcode's magic.
@@ -239,8 +243,14 @@ class Bitstream:
         self, at: int, entry: int, abbrevs: list[Abbrev], codes: Container[int]
     ) -> tuple[Record | None, int]:
         if entry == UNABBREV_RECORD:
-            code, at = self.vbr(at, 6)
-            count, at = self.vbr(at, 6)
+            first = at >> 3
+            word = int.from_bytes(self.data[first : first + 4], "little") >> (at & 7)
+            if not word & 0x820 and at + 12 <= self.limit:
+                code, count = word & 31, word >> 6 & 31
+                at += 12
+            else:
+                code, at = self.vbr(at, 6)
+                count, at = self.vbr(at, 6)
             after = self._pass_vbr6(at, count)
             return (Record(self, code, at, count, None) if code in codes else None), after
         index = entry - FIRST_APPLICATION_ABBREV
@@ -389,7 +399,8 @@ class Bitstream:
         return at + count * width
 
     def _chunks(self, at: int, count: int) -> bytes:
-        """``count`` 6-bit chunks from bit ``at``, one to a byte."""
+        """``count`` 6-bit chunks from bit ``at``, one to a byte; fewer where the stream ends."""
+        count = min(count, (self.limit - at) // 6)
         first, bits = at >> 3, 6 * count
         groups = (count + 3) // 4
         word = int.from_bytes(self.data[first : (at + bits + 7) >> 3], "little") >> (at & 7)
@@ -399,20 +410,22 @@ class Bitstream:
 
     def _pass_vbr6(self, at: int, count: int) -> int:
         """The position after ``count`` VBR6 integers."""
-        if 6 * count > self.limit - at:
-            raise self.malformed(at, f"expected {count} operands, found the end")
-        if count <= 3:
+        if count <= 2:
             for _ in range(count):
                 _, at = self.vbr(at, 6)
             return at
         most = at + 6 * _MAX_CHUNKS * count
         while count:
-            # No integer is shorter than a chunk, so this many chunks never go past the last one.
-            step = min(count, _SLICE)
-            if at + 6 * step > min(self.limit, most):
+            # Characters have two chunks, most other values one or two.
+            chunks = self._chunks(at, min(2 * count, _SLICE))
+            parts = chunks.translate(_IS_LAST).split(b"\1", count)
+            count -= len(parts) - 1
+            at += 6 * (len(chunks) - len(parts[-1]))
+            # A value that is longer than these chunks: the next ones are looked at behind it.
+            if count and parts[-1]:
+                at += 6 * len(parts[-1])
+            if count and (not chunks or at > most):
                 raise self.malformed(at, f"expected {count} more operands of at most 64 bits, found the end")
-            count -= len(self._chunks(at, step).translate(None, _CONTINUED))
-            at += 6 * step
         return at
 
     def vbr6_values(self, at: int, count: int) -> array[int]:
@@ -421,17 +434,13 @@ class Bitstream:
         :raises MalformedObject: when one has more than 32 bits.
         """
         values = array("I")
-        rest = b""
         while len(values) < count:
-            step = min(count - len(values), _SLICE)
-            if at + 6 * step > self.limit:
-                raise self.malformed(at, f"expected {count} operands, found the end")
-            chunks = rest + self._chunks(at, step)
-            at += 6 * step
+            chunks = self._chunks(at, min(2 * (count - len(values)) + _MAX_CHUNKS, _SLICE))
             tokens = _VBR6.findall(chunks)
-            rest = chunks[sum(map(len, tokens)) :]
-            if len(rest) >= _MAX_CHUNKS:
-                raise self.malformed(at, "expected an integer of at most 64 bits, found a longer one")
+            if not tokens:
+                raise self.malformed(at, f"expected {count} operands of at most 64 bits, found the end")
+            del tokens[count - len(values) :]
+            at += 6 * sum(map(len, tokens))
             try:
                 values.extend(map(_VALUES.__getitem__, tokens))
             except OverflowError:

@@ -202,7 +202,7 @@ class SymbolTable:
         end = len(strtab)
         # A name stands once in the string table and belongs to a symbol or two: a small table must not
         # stand for large names.
-        budget = 4 * end
+        budget = 4 * (end + len(self._symtab))
         for offset, size, _, ir_size, _, flags in _SYMBOL.iter_unpack(self._symbols):
             budget -= size
             if offset + size > end or budget < 0:
