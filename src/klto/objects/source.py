@@ -8,9 +8,7 @@ import stat
 
 from klto.objects.errors import MalformedObject, cannot_read
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    Buffer = bytes | memoryview
+Buffer = bytes | memoryview
 
 #: Mapping and unmapping cost about as much as copying this many bytes.
 _MAP_FROM_BYTES = 1 << 20
