@@ -6,19 +6,18 @@ real=@REAL@
 python=@PYTHON@
 entry=@ENTRY@
 
-relocatable= output= previous=
+# One match over all arguments: a loop over thousands of them would take milliseconds.
+case " $* " in
+*' -r '* | *' --relocatable '*) ;;
+*) exec "$real" "$@" ;;
+esac
+# A *.ko is linked from native objects: the LTO link of a kernel module makes the *.o before it.
+previous=
 for argument
 do
-	case $argument in
-	-r | --relocatable) relocatable=1 ;;
-	esac
-	case $previous in
-	-o) output=$argument ;;
+	case $previous$argument in
+	-o*.ko) exec "$real" "$@" ;;
 	esac
 	previous=$argument
 done
-# A *.ko is linked from native objects: the LTO link of a kernel module makes the *.o before it.
-case $relocatable:$output in
-:* | *.ko) exec "$real" "$@" ;;
-esac
 exec "$python" -I -S "$entry" "$real" "$@"

@@ -86,7 +86,9 @@ class State:
         parts = [f"{self.stage:<9}", elapsed]
         if self.stage == "compile" and self.objects:
             parts.append(
-                f"{self.objects} of {self.expected} objects" if self.expected else f"{self.objects} objects"
+                f"{self.objects} of about {self.expected} objects"
+                if self.expected
+                else f"{self.objects} objects"
             )
         if self.stage == "link" and self.link:
             parts.append(
