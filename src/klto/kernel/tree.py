@@ -32,9 +32,15 @@ MAKE_ENVIRONMENT_DROP = (
     *("objtree", "sub_make_done", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKECMDGOALS"),
 )
 
-#: Characters that Kbuild cannot have in the path of the source tree or of the build dir, found by building
-#: 6.12 in such directories (make 4.3): see docs of :func:`check_path`.
-_REFUSED = frozenset(" :")
+#: Characters that a path of the source tree or build dir cannot have, found by building 6.12 in such places
+#: (make 4.3; sh is dash or bash). Spaces and colons are refused by the top Makefile. ``#``, ``$`` and ``%``
+#: mean something to make and the others to the shell, which both get paths unquoted; a ``$`` in O= builds in
+#: another place. Patterns (``*?[``, and braces where sh is bash) work only while they match nothing else.
+_REFUSED = frozenset(" :#$%&'\"\\`();|<>*?[{}")
+
+#: In O= alone: tools/objtool hands clang ``-Wp,-MMD,FILE``, which clang splits at commas, and variables with
+#: ``=`` (6.12; x86_64 LTO needs objtool).
+_REFUSED_IN_BUILD_DIR = frozenset(",=")
 
 
 @dataclass(frozen=True)
@@ -204,13 +210,14 @@ def _has(file: Path, pattern: str) -> bool:
 def check_path(path: Path, what: str) -> None:
     """Refuse a path that Kbuild cannot work with, before anything starts.
 
-    Kbuild resolves symbolic links first, so the resolved path counts.
+    Kbuild resolves symbolic links first, so the resolved path counts. Letters of any language are fine.
 
     :param what: what the path is for, as the message names it: ``kernel tree`` or ``build dir``.
     :raises UsageError: naming the character.
     """
     real = os.path.realpath(path)
-    bad = next((c for c in real if c in _REFUSED), None)
+    refused = _REFUSED if what == "kernel tree" else _REFUSED | _REFUSED_IN_BUILD_DIR
+    bad = next((c for c in real if c in refused or ord(c) < 0x20 or ord(c) == 0x7F), None)
     if bad is None:
         return
     shown = {" ": "a space", "\n": "a newline", "\t": "a tab"}.get(
@@ -218,7 +225,7 @@ def check_path(path: Path, what: str) -> None:
     )
     raise UsageError(
         f"Kbuild cannot work in a path with {shown}: {what} {real!r}",
-        "use a path of letters, digits and - _ . + , @ =",
+        "use a path of letters, digits and . _ - + @ only",
     )
 
 
