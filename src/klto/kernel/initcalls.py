@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from klto.objects.source import Buffer
 
-#: __initcall_name, include/linux/init.h (6.1, 6.12): __initcall__<module>__<counter>_<line>_<function><level>.
+#: __initcall_name in include/linux/init.h: __initcall__<module>__<counter>_<line>_<function><level>.
 _NEEDLE = b"__initcall__"
 _PREFIX = _NEEDLE.decode()
 #: Levels as the script's expression has them, each with or without "s" behind.

@@ -197,8 +197,8 @@ def _read_members(archive: Archive) -> list[Member]:
 def _raw_name(header: bytes) -> bytes:
     """ar_name without its padding.
 
-    A "/N" ends at the first blank: where GNU ar has put an offset over a name of 15 characters, it leaves a "/"
-    behind in the last byte.
+    A "/N" ends at the first blank: where GNU ar has put an offset over a name of 15 characters, it leaves a
+    "/" behind in the last byte.
     """
     raw = header[:16]
     return raw.split(b" ", 1)[0] if raw.startswith(b"/") else raw.rstrip(b" ")
