@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from klto.objects.source import Buffer
 
-#: __initcall_name of include/linux/init.h (6.1, 6.12): __initcall__<module>__<counter>_<line>_<function><level>.
+#: __initcall_name in include/linux/init.h: __initcall__<module>__<counter>_<line>_<function><level>.
 _NEEDLE = b"__initcall__"
 _PREFIX = _NEEDLE.decode()
 #: Levels as the script's expression has them, each with or without "s" behind.
@@ -54,7 +54,7 @@ class Initcall:
 
     @property
     def id(self) -> str:
-        """``kmod_core__403_2214_init_hw_perf_events``, which names its section and, with the level, its symbol."""
+        """``kmod_core__403_2214_init_hw_perf_events``: names its section and, with the level, its symbol."""
         return f"{self.module}__{self.counter}_{self.line}_{self.function}"
 
 

@@ -37,7 +37,8 @@ _MAX_DEPTH = 8
 class Member:
     """One file in an archive. Values; do not assign.
 
-    :ivar name: as the archive has it; in a thin archive a path relative to the archive's folder, or absolute.
+    :ivar name: as the archive has it; in a thin archive a path relative to the archive's folder, or absolute,
+        and in GNU ar's thin archive of a full archive that archive's path.
     :ivar header_offset: byte offset of its header in the archive.
     :ivar path: where a thin archive's member lies on disk, else None.
     :ivar offset: of a full archive's member: byte offset of its content in the archive.
@@ -60,9 +61,9 @@ class Member:
     @property
     def where(self) -> str:
         """How errors and findings name it: ``lib.a(sha1.o)``, or the path of a thin archive's member."""
-        if self.path is not None and self._origin is None:
-            return self.path
-        return f"{self.path or self._archive.path}({self.name})"
+        if self.path is None:
+            return f"{self._archive.path}({self.name})"
+        return self.path if self._origin is None else self._nested().where
 
     def data(self) -> Buffer:
         """Its content; not copied when the archive, or the thin archive's member, is large.
@@ -173,7 +174,7 @@ def _read_members(archive: Archive) -> list[Member]:
                 where, offset + 58, f"expected {_FMAG!r} to end a header, found {header[58:60]!r}"
             )
         size = _decimal(where, offset + 48, header[48:58], "the member's size")
-        raw = header[:16].rstrip(b" ")
+        raw = _raw_name(header)
         content = offset + _HEADER_SIZE
         is_table = raw in _TABLES or raw == _LONG_NAMES
         inside = is_table or not archive.thin
@@ -191,6 +192,16 @@ def _read_members(archive: Archive) -> list[Member]:
         # Contents are padded to an even offset (aout/ar.h); the last pad byte may be missing.
         offset = content + (size + (size & 1) if inside else 0)
     return members
+
+
+def _raw_name(header: bytes) -> bytes:
+    """ar_name without its padding.
+
+    A "/N" ends at the first blank: where GNU ar has put an offset over a name of 15 characters, it leaves a
+    "/" behind in the last byte.
+    """
+    raw = header[:16]
+    return raw.split(b" ", 1)[0] if raw.startswith(b"/") else raw.rstrip(b" ")
 
 
 def _member(
