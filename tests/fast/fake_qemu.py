@@ -76,14 +76,14 @@ def stay() -> None:
 
 
 def main() -> None:
-    assert CONSOLE is not None
-    assert UART is not None
-    assert VIRTIO is not None
     if MODE == "refuses":
         sys.exit("qemu: cannot set up guest memory 'ram': Cannot allocate memory")
     if MODE == "hangs-at-start":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stay()
+    assert CONSOLE is not None
+    assert UART is not None
+    assert VIRTIO is not None
     handshake()
     CONSOLE.sendall(b"Linux version 6.99.0-tiny\r\n" if MODE != "silent-hang" else b"")
     match MODE:
