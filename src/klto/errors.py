@@ -6,7 +6,9 @@ A hint is one line: what to do about it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # typing costs 10 ms to import, and klto.objects is imported by a linker shim
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class KltoError(Exception):

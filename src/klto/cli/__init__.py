@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what is installed or missing, and whether this tree and config can do LTO"),
     "build": ("build", "configure, build and verify a kernel with LTO"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
+    "initcalls": ("initcalls", "print the linker script that orders initcalls"),
+    "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
 }
 
 
@@ -54,7 +56,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=f"klto {first.command}", description=text[0].upper() + text[1:] + ".")
     module.configure(parser)
     args = parser.parse_args(argv[1:])
-    args.run = module.run
+    args.run, args.argv = module.run, argv
     return args
 
 

@@ -108,11 +108,11 @@ class Toolchain:
         """The directory of the programs themselves, behind Debian's links."""
         return Path(os.path.realpath(self.clang)).parent
 
-    def linker_names(self) -> list[str]:
+    def linker_name(self) -> str:
         """What Kbuild will call as ``$(LD)``: ``ld.lld``, ``ld.lld-19`` or an absolute path."""
         if self.spelling.endswith("/"):
-            return [str(self.ld_lld)]
-        return ["ld.lld" + self.suffix]
+            return str(self.ld_lld)
+        return "ld.lld" + self.suffix
 
     def search_path(self) -> str:
         """PATH for make: this process's, with :attr:`path_prefix` in front."""
