@@ -103,6 +103,22 @@ def test_configured_once_and_not_touched_again(place: Place) -> None:
     assert not (place.build_dir / ".klto/kconfig").exists()
 
 
+def test_fresh_build_dir_is_as_plain_make_leaves_it(linux_6_12: Path, tmp_path: Path) -> None:
+    """Then the build need not run kconfig once more; of a refused configuration nothing stays."""
+    place = Place(KernelTree.open(linux_6_12, "x86_64"), tmp_path)
+    place.refused("CONFIG_DEBUG_FS=y", "CONFIG_GCOV_KERNEL=y")
+    assert not place.config.exists()
+    assert not any(file.is_file() for file in (tmp_path / "include").rglob("*"))
+    place.make("CONFIG_SMP=y")
+    autoconf = tmp_path / "include/config/auto.conf"
+    assert "CONFIG_LTO_CLANG_THIN=y" in autoconf.read_text()
+    dependencies = autoconf.with_name("auto.conf.cmd").read_text()
+    assert "include/config/auto.conf" in dependencies
+    assert ".klto" not in dependencies
+    assert (tmp_path / "include/generated/autoconf.h").exists()
+    assert place.config.stat().st_mtime_ns <= autoconf.stat().st_mtime_ns
+
+
 def test_plain_make_would_make_the_same_configuration(place_6_12: Place) -> None:
     place_6_12.make("CONFIG_SMP=y", 'CONFIG_LOCALVERSION="-x"', "CONFIG_PRINTK=y")
     before = place_6_12.config.read_bytes()
@@ -365,4 +381,3 @@ def test_in_tree(own_tree: Path) -> None:
     assert "needs !GCOV_KERNEL" in first
     assert place.tree.dirty_in_tree() == ".config"
     assert explain_lto(place.tree, llvm(19), own_tree) == []
-    assert not (own_tree / "include/config").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,10 +98,11 @@ def configure(
         return ConfigResult(config, changed=False, ran=False, lto=lto_of(config))
     kconfig = Kconfig(tree, toolchain, build_dir, tuple(make_args))
     kconfig.prepare()
-    _make_result(kconfig, base, requests)
-    _check_requests(kconfig, requests)
-    check_width(tree, kconfig.result, requests)
-    changed = _install(kconfig.result, config)
+    with _nothing_left_behind(build_dir):
+        _make_result(kconfig, base, requests)
+        _check_requests(kconfig, requests)
+        check_width(tree, kconfig.result, requests)
+        changed = _install(kconfig.result, config)
     kconfig.cleanup()
     return ConfigResult(config, changed=changed, ran=True, lto=lto_of(config))
 
@@ -200,12 +202,13 @@ def _make_result(kconfig: Kconfig, base: str | Path | None, requests: Requests) 
     if base == "allnoconfig":
         asked = _implied(kconfig.tree).merged(requests)
         _write(seed, _lines(asked))
-        said = kconfig.make("allnoconfig", {"KCONFIG_ALLCONFIG": str(seed.absolute())})
+        ask_for = {"KCONFIG_ALLCONFIG": str(seed.absolute())}
+        said = kconfig.make("allnoconfig", ask_for, autoconf_aside=False)
         _check_warnings(said, seed, {})
         return
     origin = kconfig.build_dir / ".config" if base is None else Path(base)
     if base == "defconfig":
-        kconfig.make("defconfig")
+        kconfig.make("defconfig", autoconf_aside=len(requests) > 0)
         origin = kconfig.result
         if not len(requests):
             return
@@ -213,8 +216,23 @@ def _make_result(kconfig: Kconfig, base: str | Path | None, requests: Requests) 
     kept = without(content, frozenset(r.name for r in requests))
     lines = {written: number for written, (number, _) in enumerate(kept, 1)}
     _write(kconfig.result, b"\n".join(line for _, line in kept) + b"\n" + _lines(requests))
-    said = kconfig.make("olddefconfig")
+    said = kconfig.make("olddefconfig", autoconf_aside=False)
     _check_warnings(said, kconfig.result, {number: f"{origin}:{line}" for number, line in lines.items()})
+
+
+@contextmanager
+def _nothing_left_behind(build_dir: Path) -> Iterator[None]:
+    """When a configuration is refused, what kconfig made of it in a fresh build dir goes too."""
+    folder = build_dir / "include/config"
+    fresh = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+            for name in ("autoconf.h", "rustc_cfg"):
+                (build_dir / "include/generated" / name).unlink(missing_ok=True)
+        raise
 
 
 def _implied(tree: KernelTree) -> Requests:
