@@ -69,6 +69,8 @@ class LinkStarted(_Event, frozen=True, tag="link-started"):
     native_inputs: int
     bitcode_bytes: int
     memory_available: int
+    #: The folder in which new entries of the link cache appear one by one; None without the cache.
+    view: str | None = None
 
 
 class LinkFinished(_Event, frozen=True, tag="link-finished"):
@@ -80,6 +82,8 @@ class LinkFinished(_Event, frozen=True, tag="link-finished"):
     cpu_seconds: float
     peak_bytes: int
     stopped_by: int | None = None
+    #: Modules whose code was generated, the others came from the cache; None without the cache.
+    generated: int | None = None
 
 
 class Note(_Event, frozen=True, tag="note"):
