@@ -84,8 +84,14 @@ def base_initramfs(arch: Arch, compiler: Compiler, cache: Path) -> bytes:
     cached = _load(cache / "initramfs", key)
     if cached is not None:
         return cached
-    with tempfile.TemporaryDirectory(prefix="klto-init-") as scratch:
-        program = compile_init(arch, compiler, Path(scratch)).read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="klto-init-") as scratch:
+            program = compile_init(arch, compiler, Path(scratch)).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot make klto's init in the temporary directory: {error.strerror or error}",
+            hint="name another one in TMPDIR",
+        ) from error
     made = archive((*DEVICES, directory("klto"), regular("init", program, executable=True)))
     _store(cache / "initramfs", key, made)
     return made

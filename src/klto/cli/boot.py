@@ -154,7 +154,7 @@ def _user_cache() -> Path:
     import os
 
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "klto"
+    return (Path(given) if given.startswith("/") else Path("~/.cache").expanduser()) / "klto"
 
 
 def _default_log(image: KernelImage, build_dir: Path | None, cache: Path) -> Path:
