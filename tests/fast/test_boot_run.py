@@ -47,6 +47,12 @@ def test_verdict_of_every_channel_counts(tmp_path: Path, cache: Path, mode: str)
     assert (tmp_path / "console.log").read_bytes().startswith(b"Linux version")
 
 
+def test_silent_console_is_pointed_out(tmp_path: Path, cache: Path) -> None:
+    unseen = "console: silent, so a WARNING would not have been seen"
+    assert unseen in boot(tmp_path, cache, "passes-silently").proofs[0].evidence
+    assert unseen not in boot(tmp_path, cache, "passes").proofs[0].evidence
+
+
 FAILURES = {
     "says-failed": "uname failed",
     "other-kernel": "the guest runs Linux '5.4.0', the image is '6.99.0-tiny'",

@@ -164,7 +164,15 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof,
             except OSError as error:
                 raise UsageError(f"cannot write {request.log}: {error.strerror}") from error
     ending = _describe(life, console, timeout)
-    course = Course(transcript, console.reports, ending, life.ending.lost, life.seconds, _notes(life))
+    course = Course(
+        transcript=transcript,
+        reports=console.reports,
+        ending=ending,
+        lost=life.ending.lost,
+        seconds=life.seconds,
+        notes=_notes(life),
+        silent=console.bytes == 0,
+    )
     result = BootResult(
         image=request.image.path,
         arch=request.image.arch,
