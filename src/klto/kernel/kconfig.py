@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel.kconfig_make import Kconfig, cannot_write
 from klto.kernel.kconfig_requests import (
     LTO_OPTIONS,
@@ -32,7 +33,7 @@ from klto.kernel.kconfig_requests import (
     without,
 )
 from klto.kernel.toolchain import Toolchain
-from klto.kernel.tree import KernelTree, check_path, user_cache_dir
+from klto.kernel.tree import KernelTree, check_path
 
 if TYPE_CHECKING:
     from klto.kernel.kconfig_explain import Blocker

@@ -17,8 +17,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel import toolchain_probe as probe
-from klto.kernel.tree import TARGETS, KernelTree, user_cache_dir
+from klto.kernel.tree import TARGETS, KernelTree
 
 #: What LLVM=1 makes Kbuild run (top Makefile, 6.1 and 6.12), with the Debian package of each.
 TOOLS = {

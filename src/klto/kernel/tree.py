@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 
 #: klto's architectures and the directory of ``arch/`` that holds each (``SRCARCH`` in the kernel's Makefile).
 SRCARCH = {"x86_64": "x86", "arm64": "arm64"}
@@ -247,9 +248,3 @@ def default_build_dir(tree: KernelTree, lto: str) -> Path:
     if (tree.path / ".config").is_file():
         return tree.path
     return user_cache_dir() / "build" / tree.id / f"{tree.arch}-{lto}"
-
-
-def user_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/klto``, else ``~/.cache/klto``. The XDG specification ignores relative values."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "klto"
