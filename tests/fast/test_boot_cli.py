@@ -121,7 +121,7 @@ def test_usage_errors_are_one_line_each(tmp_path: Path, cache: Path, kernel: Pat
         (("--kernel", kernel, "-b", build_dir), "exclude each other"),
         (("--kernel", kernel, "--qemu", "/no/qemu"), "cannot run /no/qemu"),
         (("--kernel", kernel, "--qemu", "/bin/sh", "-t", "gcc"), "no toolchain 'gcc'"),
-        (("--kernel", kernel, "--qemu", "/bin/sh", "-t", tmp_path), "no clang and ld.lld"),
+        (("--kernel", kernel, "--qemu", "/bin/sh", "-t", tmp_path), "no LLVM in"),
         (("--kernel", kernel, "--timeout", "-1"), "not a number of seconds: '-1'"),
         (("--kernel", kernel, "--timeout", "nan"), "not a number of seconds: 'nan'"),
         (("-b", tmp_path / "no dir"), "no kernel was configured"),
