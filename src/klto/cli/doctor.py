@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from klto.cli.options import add_output_options, add_tree_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from klto.kernel.hostdeps import HostDependency
     from klto.kernel.survey import FoundToolchain, Survey, TreeSurvey
@@ -22,20 +22,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0 when a build can start and LTO is possible, else 2."""
+    from klto.boot.qemu import PACKAGES, PROGRAMS
+    from klto.kernel.hostdeps import Need, look_at
     from klto.kernel.survey import survey
 
     found = survey(args.tree, args.build_dir, args.arch, args.toolchain)
+    qemu = [look_at(Need(PROGRAMS[a], PACKAGES[a], "klto boot"), needed=False) for a in PROGRAMS]
     if args.json:
         import json
 
-        print(json.dumps(_as_json(found), indent=2))
+        print(json.dumps(_as_json(found, qemu), indent=2))
     else:
-        for line in _problems(found) if args.quiet else _lines(found, verbose=args.verbose):
+        for line in _problems(found) if args.quiet else _lines(found, qemu, verbose=args.verbose):
             print(line)
     return 0 if found.ready else 2
 
 
-def _lines(found: Survey, *, verbose: bool) -> Iterator[str]:
+def _lines(found: Survey, qemu: Sequence[HostDependency], *, verbose: bool) -> Iterator[str]:
+    from klto.machine import memory_bytes, usable_cpus
+    from klto.report.units import size
+
     yield "toolchains (-t)"
     yield from map(_toolchain_line, found.toolchains)
     if not found.toolchains:
@@ -45,14 +51,10 @@ def _lines(found: Survey, *, verbose: bool) -> Iterator[str]:
         if verbose or dependency.needed or dependency.problem is None:
             yield _dependency_line(dependency)
     yield "boot"
-    yield from map(_dependency_line, found.qemu)
+    yield from map(_dependency_line, qemu)
     yield "machine"
-    gib = 1 << 30
-    here = found.machine
-    yield (
-        f"  {here.cpus} CPUs usable, {here.memory_available / gib:.1f} GiB of memory available "
-        f"of {here.memory_total / gib:.1f}"
-    )
+    total, available = memory_bytes()
+    yield f"  {usable_cpus()} CPUs usable, {size(available)} of memory available of {size(total)}"
     if found.tree is not None:
         yield from _tree_lines(found, found.tree)
     yield "verdict"
@@ -99,19 +101,18 @@ def _problems(found: Survey) -> Iterator[str]:
             yield f"  {problem.hint}"
 
 
-def _as_json(found: Survey) -> dict[str, Any]:
+def _as_json(found: Survey, qemu: Sequence[HostDependency]) -> dict[str, Any]:
+    from klto.machine import memory_bytes, usable_cpus
+
+    total, available = memory_bytes()
     return {
         "schema": "klto/doctor/1",
         "ready": found.ready,
         "toolchains": [_toolchain_json(t) for t in found.toolchains],
         "chosen": found.chosen.clang_text if found.chosen else None,
         "host": [_dependency_json(d) for d in found.host],
-        "qemu": [_dependency_json(d) for d in found.qemu],
-        "machine": {
-            "cpus": found.machine.cpus,
-            "memory_total": found.machine.memory_total,
-            "memory_available": found.machine.memory_available,
-        },
+        "qemu": [_dependency_json(d) for d in qemu],
+        "machine": {"cpus": usable_cpus(), "memory_total": total, "memory_available": available},
         "tree": _tree_json(found.tree) if found.tree else None,
         "problems": [{"message": p.message, "hint": p.hint} for p in found.problems],
     }

@@ -70,12 +70,6 @@ _PROGRAMS = (
     Need("python3", "python3", "scripts/*.py of some drivers", ("DRM_MSM",)),
 )
 
-#: What ``klto boot`` runs; no build needs it.
-_QEMU = {
-    "x86_64": Need("qemu-system-x86_64", "qemu-system-x86", "klto boot", arch="x86_64"),
-    "arm64": Need("qemu-system-aarch64", "qemu-system-arm", "klto boot", arch="arm64"),
-}
-
 _COMPILER = Need("C library", "libc6-dev", "host programs (scripts/)")
 _LINKER = Need("linker", "binutils", "host programs (scripts/)")
 
@@ -111,15 +105,10 @@ def host_dependencies(
     """
     programs = [(need, _is_needed(need, arch, config)) for need in _PROGRAMS]
     headers = [(need, header, _is_needed(need, arch, config)) for need, header in _HEADERS]
-    found = [_program(need, needed) for need, needed in programs if needed or all_options]
+    found = [look_at(need, needed) for need, needed in programs if needed or all_options]
     if toolchain is not None:
         found += _compiled(toolchain.clang, [h for h in headers if h[2] or all_options])
     return found
-
-
-def qemu_dependencies() -> list[HostDependency]:
-    """QEMU for each architecture; not needed for building."""
-    return [_program(need, needed=False) for need in _QEMU.values()]
 
 
 def _is_needed(need: Need, arch: str | None, config: Mapping[str, str] | None) -> bool:
@@ -133,8 +122,8 @@ def _is_needed(need: Need, arch: str | None, config: Mapping[str, str] | None) -
     return any(option in config for option in need.options)
 
 
-def _program(need: Need, needed: bool) -> HostDependency:
-    """Whether a program is there and answers ``--version``."""
+def look_at(need: Need, needed: bool) -> HostDependency:
+    """Whether a program is there and answers when asked for its version."""
     where = shutil.which(need.name)
     if where is None:
         return HostDependency(need, needed, "", "not found in PATH")

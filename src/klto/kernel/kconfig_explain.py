@@ -16,7 +16,6 @@ from klto.kernel.kconfig_ask import MOD, NO, YES, Answers, Expr, Property, Symbo
 from klto.kernel.kconfig_requests import LTO_OPTIONS, Request, Requests
 
 _TRISTATE = {"n": NO, "m": MOD, "y": YES}
-_LETTER = "nmy"
 
 #: Symbols whose number is a tool's version: major * 10000 and so on (scripts/cc-version.sh, ld-version.sh).
 _TOOL_VERSIONS = {"CLANG_VERSION": "clang", "LLD_VERSION": "LLD", "AS_VERSION": "the assembler"}
@@ -160,7 +159,7 @@ class _Explanation:
             if unmet is not None:
                 return self._needs(unmet, want, seen, prompt)
         if symbol.prompts:
-            return _Reason(f"is {symbol.value}", _ask(symbol.name, _LETTER[want]))
+            return _Reason(f"is {symbol.value}", _raise(symbol, want))
         for default in symbol.defaults:
             unmet = first_unmet(default.when, want) or first_unmet(default.value, want)
             if unmet is not None:
@@ -260,8 +259,9 @@ class _Explanation:
     def _remedy(self, part: Expr, want: int) -> str | None:
         """What a user can ask for to make one leaf, negated leaf or comparison true."""
         first, *rest = part.args or (part,)
-        if part.op == "sym" and not part.const and self.answers.symbol(part.name).visible >= want:
-            return _ask(part.name, _LETTER[want])
+        if part.op == "sym" and not part.const:
+            symbol = self.answers.symbol(part.name)
+            return _raise(symbol, want) if symbol.visible >= want else None
         if part.op == "not" and first is not None and first.op == "sym":
             return self._switch_off(self.answers.symbol(first.name))
         if part.op in (">=", ">") and first is not None and first.name in _TOOL_VERSIONS:
@@ -292,6 +292,10 @@ class _Explanation:
             if remedy is not None:
                 return remedy
         return None
+
+
+def _raise(symbol: Symbol, want: int) -> str:
+    return _ask(symbol.name, "m" if want == MOD and symbol.now == "tristate" else "y")
 
 
 def _ask(name: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""Everything that ``klto doctor`` tells, as data."""
+"""What ``klto doctor`` tells of toolchains, host programs and a kernel tree, as data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klto.errors import KltoError
-from klto.kernel.hostdeps import HostDependency, host_dependencies, missing, qemu_dependencies
+from klto.kernel.hostdeps import HostDependency, host_dependencies, missing
 from klto.kernel.kconfig import check_width, explain_lto, lto_of, read_config
 from klto.kernel.kconfig_explain import Blocker
-from klto.kernel.machine import Machine, machine
 from klto.kernel.toolchain import Candidate, Toolchain, candidates, find_toolchain, toolchain_of
 from klto.kernel.tree import SRCARCH, KernelTree, check_arch, default_build_dir, is_kernel_tree
 
@@ -56,8 +55,6 @@ class Survey:
     #: What a build here would use, or None.
     chosen: Toolchain | None
     host: tuple[HostDependency, ...]
-    qemu: tuple[HostDependency, ...]
-    machine: Machine
     tree: TreeSurvey | None
     problems: tuple[Problem, ...]
 
@@ -100,8 +97,6 @@ def survey(path: Path, build_dir: Path | None, arch: str | None, request: str | 
         tuple(_survey_toolchain(c) for c in candidates(tree)),
         chosen,
         tuple(host),
-        tuple(qemu_dependencies()),
-        machine(),
         found_tree,
         tuple(problems),
     )
