@@ -29,7 +29,7 @@ _OPERAND = b"\x01"
 
 _LABEL = re.compile(rb'[ \t]*([A-Za-z_.$][\w.$@]*|"[^"\n]*")[ \t]*:(?!:)')
 #: An identifier that is no register ("%rax"), no part of a number, and holds no operand.
-_NAME = re.compile(rb"(?<![\w.$@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
+_NAME = re.compile(rb"(?<![\w.@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
 _MNEMONIC = re.compile(rb"[ \t]*[\w.\x01\\]+")
 
 
