@@ -1,7 +1,7 @@
 """Exported symbols and the kernel modules that need them.
 
-``autoksyms`` does what scripts/gen_autoksyms.sh of 6.1 does (6.3 is the last kernel with it). ``needed`` reads
-modules' generated code: in bitcode it would miss what only inline assembly refers to.
+``autoksyms`` does what scripts/gen_autoksyms.sh of 6.1 does (6.3 is the last kernel with it). ``needed``
+reads modules' generated code: in bitcode it would miss what only inline assembly refers to.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from klto.objects.source import Buffer, read_whole
 
 #: What gen_autoksyms.sh writes before the list.
 _HEAD = b"/*\n * Automatically generated file; DO NOT EDIT.\n */\n\n"
-#: Undefined in modules, and exported by nothing: the first is resolved when the .ko is linked, the second is the
-#: linker's own (ignore_undef_symbol of scripts/mod/modpost.c).
+#: Undefined in modules, and exported by nothing: the first is resolved when the .ko is linked, the second is
+#: the linker's own (ignore_undef_symbol of scripts/mod/modpost.c).
 _NOT_EXPORTED = frozenset(("__this_module", "_GLOBAL_OFFSET_TABLE_"))
 #: The symbol whose version stands for the layout of struct module (scripts/mod/modpost.c, add_versions).
 MODULE_LAYOUT = "module_layout"
