@@ -16,6 +16,7 @@ import numpy as np
 
 from klto.errors import UsageError
 from klto.objects.elf import Elf
+from klto.objects.elf_header import SHN_UNDEF
 from klto.objects.errors import MalformedObject, cannot_read
 from klto.objects.kind import kind_of_bytes
 from klto.objects.source import Buffer, read_whole
@@ -69,8 +70,8 @@ def whitelist_path(conf: AutoConf, source_tree: Path) -> Path | None:
 def autoksyms(build_dir: Path, modorder: Path | None, whitelist: Path | None, modversions: bool) -> bytes:
     """The text of autoksyms.h.
 
-    :param modorder: a modules.order, whose modules' .usyms files in the build dir are read; None as the script
-        without ``--modorder``.
+    :param modorder: a modules.order, whose modules' .usyms files in the build dir are read; None for the
+        script without ``--modorder``.
     :raises UsageError: when an input is missing. (The script then leaves out what it has not read yet.)
     """
     text = b""
@@ -83,9 +84,8 @@ def autoksyms(build_dir: Path, modorder: Path | None, whitelist: Path | None, mo
     if whitelist is not None:
         text += _read(whitelist, "CONFIG_UNUSED_KSYMS_WHITELIST names a file in the source tree")
     # sed 's/ /\n/g', empty lines out, one leading dot off (ppc64's entry points), sort -u in the C locale.
-    names = {
-        line[1:] if line.startswith(b".") else line for line in text.replace(b" ", b"\n").split(b"\n") if line
-    }
+    lines = text.replace(b" ", b"\n").split(b"\n")
+    names = {line.removeprefix(b".") for line in lines if line}
     return _HEAD + b"".join(b"#define __KSYM_%s 1\n" % name for name in sorted(names - {b"__this_module"}))
 
 
@@ -111,8 +111,8 @@ class KernelModule:
 def find_modules(paths: Iterable[Path]) -> list[KernelModule]:
     """The modules at ``paths``: objects, or folders of them.
 
-    A folder with a ``modules.order`` (a build dir, an external module's folder, ``/lib/modules/VERSION``) has the
-    modules that are listed there; any other has all ``*.ko`` below it.
+    A folder with a ``modules.order`` (a build dir or a part of it, an external module's folder,
+    ``/lib/modules/VERSION``) has the modules that are listed there; any other has all ``*.ko`` below it.
 
     :raises UsageError: for a folder without modules.
     :raises MalformedObject: for what is no module's object, bitcode among it.
@@ -159,14 +159,11 @@ def _needs(path: Path) -> tuple[str, ...]:
     table = elf.symtab
     if table is None:
         raise MalformedObject(
-            str(path), None, "expected a symbol table, found none", "modules cannot be stripped of it"
+            str(path), None, "expected a symbol table, found none", "a module needs its own"
         )
     rows = table.table
-    undefined = (rows["st_shndx"] == 0) & (rows["st_info"] >> 4 == _STB_GLOBAL)
-    undefined[0] = False
-    names = set(
-        elf.strings(int(elf.sections["sh_link"][table.index]), rows["st_name"][np.flatnonzero(undefined)])
-    )
+    undefined = np.flatnonzero((rows["st_shndx"] == SHN_UNDEF) & (rows["st_info"] >> 4 == _STB_GLOBAL))
+    names = set(elf.strings(int(elf.sections["sh_link"][table.index]), rows["st_name"][undefined]))
     if "__versions" in elf.section_names:
         names.add(MODULE_LAYOUT)
     return tuple(sorted(name.removeprefix(".") for name in names - _NOT_EXPORTED))
