@@ -105,7 +105,7 @@ def host_dependencies(
     """
     programs = [(need, _is_needed(need, arch, config)) for need in _PROGRAMS]
     headers = [(need, header, _is_needed(need, arch, config)) for need, header in _HEADERS]
-    found = [_program(need, needed) for need, needed in programs if needed or all_options]
+    found = [look_at(need, needed) for need, needed in programs if needed or all_options]
     if toolchain is not None:
         found += _compiled(toolchain.clang, [h for h in headers if h[2] or all_options])
     return found
@@ -122,8 +122,8 @@ def _is_needed(need: Need, arch: str | None, config: Mapping[str, str] | None) -
     return any(option in config for option in need.options)
 
 
-def _program(need: Need, needed: bool) -> HostDependency:
-    """Whether a program is there and answers ``--version``."""
+def look_at(need: Need, needed: bool) -> HostDependency:
+    """Whether a program is there and answers when asked for its version."""
     where = shutil.which(need.name)
     if where is None:
         return HostDependency(need, needed, "", "not found in PATH")

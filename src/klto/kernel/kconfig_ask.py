@@ -7,6 +7,7 @@ every ``make *config`` leaves in ``scripts/kconfig``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,11 +109,15 @@ class Answers(Protocol):
     def names(self) -> list[str]:
         """Every symbol of the tree."""
 
+    def tests_at(self, file: str, line: int) -> list[str]:
+        """The tests of tools, such as ``$(cc-option,-fsanitize=kcfi)``, written in the entry at a place."""
+
 
 class KconfigAnswers:
     """A running ``kconfig_ask``. Use :func:`asking`."""
 
-    def __init__(self, questions: IO[bytes], answers: IO[bytes], log: Path) -> None:
+    def __init__(self, questions: IO[bytes], answers: IO[bytes], log: Path, tree: Path) -> None:
+        self._tree = tree
         self._questions = questions
         self._answers = answers
         self._log = log
@@ -130,6 +135,17 @@ class KconfigAnswers:
     def names(self) -> list[str]:
         """Every symbol of the tree, sorted."""
         return self._names
+
+    def tests_at(self, file: str, line: int) -> list[str]:
+        """The tests of tools in the entry that ``file:line`` is part of, as they are written there.
+
+        Kconfig itself forgets the words of a test when it has the answer; here they are only quoted.
+        """
+        lines = (self._tree / file).read_text("utf-8", "replace").split("\n")
+        begin = next((n for n in range(line - 1, -1, -1) if lines[n][:1].strip()), 0)
+        end = next((n for n in range(line, len(lines)) if lines[n][:1].strip()), len(lines))
+        entry = "\n".join(lines[begin:end]).partition("\n\thelp")[0]
+        return re.findall(r"(?:def_bool|default|depends on|if) (\$\(.*\))", entry)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -176,7 +192,7 @@ def asking(kconfig: Kconfig, config: Path) -> Iterator[KconfigAnswers]:
     ):
         stdin.close()
         assert child.stdout is not None
-        yield KconfigAnswers(questions, child.stdout, log)
+        yield KconfigAnswers(questions, child.stdout, log, kconfig.tree.path)
 
 
 def _compile(kconfig: Kconfig) -> Path:

@@ -17,8 +17,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel import toolchain_probe as probe
-from klto.kernel.tree import TARGETS, KernelTree, user_cache_dir
+from klto.kernel.tree import TARGETS, KernelTree
 
 #: What LLVM=1 makes Kbuild run (top Makefile, 6.1 and 6.12), with the Debian package of each.
 TOOLS = {
@@ -282,7 +283,7 @@ def find_toolchain(
         raise _incomplete(chosen)
     if request and made is not None and made.spelling is not None:
         chosen = _respelled(chosen, made.spelling)
-    return _asked(chosen, tree.arch if tree is not None else None)
+    return toolchain_of(chosen, tree.arch if tree is not None else None)
 
 
 def _requested(request: str, tree: KernelTree | None) -> Candidate:
@@ -371,8 +372,12 @@ def _lld_facts(lld: Path) -> tuple[str, tuple[int, int, int]]:
     return text, tuple(numbers)
 
 
-def _asked(chosen: Candidate, arch: str | None) -> Toolchain:
-    """Ask every tool whether it runs, and the three that meet bitcode whether they agree."""
+def toolchain_of(chosen: Candidate, arch: str | None = None) -> Toolchain:
+    """Ask every tool of a complete candidate whether it runs, and those that meet bitcode whether they agree.
+
+    :param arch: the architecture that they must agree on; None: they are not asked.
+    :raises UsageError: a tool is broken, or they do not understand each other.
+    """
     at = dict(chosen.found)
     clang_text, clang_version = _clang_facts(at["clang"])
     lld_text, lld_version = _lld_facts(at["ld.lld"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from klto import process
 from klto.errors import UsageError
+from klto.files import make_directory, write_whole
 
 #: Seconds that a tool has for ``--version`` or a module of ten lines.
 ANSWER_SECONDS = 30.0
@@ -93,13 +94,9 @@ class AnswerCache:
 
     def _write(self, answers: dict[str, Any]) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, prefix=".toolchain-", delete=False
-            ) as f:
-                json.dump({"schema": _CACHE_SCHEMA, "answers": answers}, f)
-            Path(f.name).replace(self.path)
-        except OSError:
+            make_directory(self.path.parent)
+            write_whole(self.path, json.dumps({"schema": _CACHE_SCHEMA, "answers": answers}))
+        except UsageError:
             # A read-only or full home directory costs the next run a second, nothing else.
             return
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 
 #: klto's architectures and the directory of ``arch/`` that holds each (``SRCARCH`` in the kernel's Makefile).
 SRCARCH = {"x86_64": "x86", "arm64": "arm64"}
@@ -31,6 +32,9 @@ MAKE_ENVIRONMENT_DROP = (
     *("KCONFIG_DEFCONFIG_LIST", "KCONFIG_OVERWRITECONFIG", "KCONFIG_NOSILENTUPDATE", "CONFIG_", "srctree"),
     *("objtree", "sub_make_done", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKECMDGOALS"),
 )
+
+#: What makes a directory a kernel tree.
+_TREE_FILES = ("Makefile", "Kconfig", "arch", "scripts/kconfig", "scripts/Makefile.build")
 
 #: Characters that a path of the source tree or build dir cannot have, found by building 6.12 in such places
 #: (make 4.3; sh is dash or bash). Spaces and colons are refused by the top Makefile. ``#``, ``$`` and ``%``
@@ -133,6 +137,11 @@ class KernelTree:
             )
 
 
+def is_kernel_tree(path: Path) -> bool:
+    """Whether ``path`` is a kernel tree, of whatever version."""
+    return all((path / name).exists() for name in _TREE_FILES)
+
+
 def host_arch() -> str | None:
     """This machine's architecture as klto names it, or None for one that klto does not know."""
     return _MACHINES.get(os.uname().machine)
@@ -159,11 +168,10 @@ def _arch_hint(meant: str | None = None) -> str:
 def _read_version(path: Path) -> tuple[str, tuple[int, int, int]]:
     """VERSION, PATCHLEVEL, SUBLEVEL, EXTRAVERSION from the first lines of the top Makefile, joined as its
     KERNELVERSION is."""
-    wanted = ("Makefile", "Kconfig", "arch", "scripts/kconfig", "scripts/Makefile.build")
     if not path.is_dir():
         raise UsageError(f"no such directory: {path}", "name the kernel tree with -C DIR")
     try:
-        missing = [name for name in wanted if not (path / name).exists()]
+        missing = [name for name in _TREE_FILES if not (path / name).exists()]
         head = "" if missing else (path / "Makefile").read_text("utf-8", "replace")[:4096]
     except OSError as error:
         raise UsageError(f"cannot read the kernel tree {path}: {error.strerror}") from error
@@ -240,9 +248,3 @@ def default_build_dir(tree: KernelTree, lto: str) -> Path:
     if (tree.path / ".config").is_file():
         return tree.path
     return user_cache_dir() / "build" / tree.id / f"{tree.arch}-{lto}"
-
-
-def user_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/klto``, else ``~/.cache/klto``. The XDG specification ignores relative values."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "klto"

@@ -27,9 +27,9 @@ _TEMPLATE = re.compile(rb"\$(?:(\$)|\d+|\{[^}]*\}|[(|)])")
 #: Stands for an operand, whose text is not known.
 _OPERAND = b"\x01"
 
-_LABEL = re.compile(rb'[ \t]*([A-Za-z_.$][\w.$@]*|"[^"\n]*")[ \t]*:(?!:)')
+_LABEL = re.compile(rb'[ \t]*([A-Za-z_.$][\w.$@]*|\d+|"[^"\n]*")[ \t]*:(?!:)')
 #: An identifier that is no register ("%rax"), no part of a number, and holds no operand.
-_NAME = re.compile(rb"(?<![\w.$@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
+_NAME = re.compile(rb"(?<![\w.@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
 _MNEMONIC = re.compile(rb"[ \t]*[\w.\x01\\]+")
 
 
@@ -107,7 +107,7 @@ def labels(text: bytes) -> frozenset[str]:
         while label := _LABEL.match(rest):
             found.add(label[1].strip(b'"').decode("utf-8", "surrogateescape"))
             rest = rest[label.end() :]
-    return frozenset(name for name in found if not name.startswith(".L"))
+    return frozenset(name for name in found if not name.startswith(".L") and not name.isdigit())
 
 
 def referenced_names(text: bytes) -> frozenset[str]:

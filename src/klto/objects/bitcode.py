@@ -195,9 +195,15 @@ class Module:
 
         :raises MalformedObject: when a block on the way is broken.
         """
+        return (item for item in self.assembly() if isinstance(item, InlineAsm))
+
+    def assembly(self) -> Iterator[bytes | InlineAsm]:
+        """Module-level assembly and then :meth:`inline_asm`, in one walk over the module."""
         info: dict[int, list[Abbrev]] = {}
-        for item in self._stream.items(self._block, [], (), info):
-            if isinstance(item, Block) and item.block_id == _FUNCTION_BLOCK_ID:
+        for item in self._stream.items(self._block, [], (_MODULE_CODE_ASM,), info):
+            if isinstance(item, Record):
+                yield item.text()
+            elif item.block_id == _FUNCTION_BLOCK_ID:
                 yield from self._of_function(item, info)
 
     def _of_function(self, function: Block, info: dict[int, list[Abbrev]]) -> Iterator[InlineAsm]:
@@ -412,25 +418,24 @@ class Bitcode:
 
         :raises MalformedObject: when a module is broken.
         """
-        found: dict[Include, None] = {}
-        for module in self.modules:
-            found.update(dict.fromkeys(included_files(module.properties.asm)))
-        for text in self._inline_texts():
-            found.update(dict.fromkeys(included_files(text)))
-        return tuple(found)
+        found = [include for text in self._assembly_texts() for include in included_files(text)]
+        return tuple(dict.fromkeys(found))
 
     def names_in_inline_asm(self) -> frozenset[str]:
         """What inline assembly in functions may refer to, beyond what the symbol table knows.
 
         :raises MalformedObject: when a module is broken.
         """
-        return frozenset().union(*(referenced_names(text) for text in self._inline_texts()))
+        texts = {inline.text for module in self.modules for inline in module.inline_asm()}
+        return frozenset().union(*(referenced_names(expand_template(text)) for text in texts))
 
-    def _inline_texts(self) -> Iterator[bytes]:
+    def _assembly_texts(self) -> Iterator[bytes]:
         """Each distinct text once: the same macros are in thousands of functions."""
         seen = set()
         for module in self.modules:
-            for inline in module.inline_asm():
-                if inline.text not in seen:
-                    seen.add(inline.text)
-                    yield expand_template(inline.text)
+            for item in module.assembly():
+                if isinstance(item, bytes):
+                    yield item
+                elif item.text not in seen:
+                    seen.add(item.text)
+                    yield expand_template(item.text)
