@@ -99,6 +99,8 @@ class Tick(_Event, frozen=True, tag="tick"):
     process: str | None = None
     resident_bytes: int = 0
     link_bytes: int | None = None
+    #: Modules that the vmlinux.o link has generated so far; None when it does not run or has no cache.
+    link_generated: int | None = None
 
 
 class RunFinished(_Event, frozen=True, tag="run-finished"):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from klto.objects.source import Buffer
 
 #: All directives of LLVM's assembler that read a file, in any case (llvm/lib/MC/MCParser/AsmParser.cpp,
-#: DK_INCBIN, DK_INCLUDE), and the one that can compose their names.
-_WORDS = (b"incbin", b"include", b".macro")
+#: DK_INCBIN, DK_INCLUDE), and those that can compose such names.
+_WORDS = (b"incbin", b"include", b".macro", b".irp")
 
 #: Nanoseconds: a file whose time stamp is younger may change once more with the same stamp (the kernel's clock
 #: ticks every 10 ms at the slowest, CONFIG_HZ_100).
@@ -71,15 +71,16 @@ def included_names(data: Buffer, where: str) -> list[str]:
     """
     # Late: few links need the reader, and this process must start fast.
     from klto.objects.assembly import expand_template, included_files
-    from klto.objects.bitcode import Bitcode
+    from klto.objects.bitcode import Bitcode, InlineAsm
 
     names = []
     for module in Bitcode(data, where).modules:
-        texts = [module.properties.asm, *(expand_template(item.text) for item in module.inline_asm())]
-        for include in (include for text in texts for include in included_files(text)):
-            if include.path is None:
-                raise Uncacheable(f"{where} includes a file that cannot be told: {include.text}")
-            names.append(include.path)
+        for item in module.assembly():
+            text = expand_template(item.text) if isinstance(item, InlineAsm) else item
+            for include in included_files(text):
+                if include.path is None:
+                    raise Uncacheable(f"{where} includes a file that cannot be told: {include.text}")
+                names.append(include.path)
     return names
 
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 #: Options that say where results go, how many threads work, or what happens after code generation. Their value
 #: is the next argument or stands behind ``=``.
 _OUTSIDE = frozenset(
-    ["o", "output", "Map", "dependency-file", "reproduce", "threads", "thinlto-jobs", "time-trace"]
-    + ["time-trace-granularity", "thinlto-cache-dir", "thinlto-cache-policy"]
+    (
+        *("o", "output", "Map", "dependency-file", "reproduce", "threads", "thinlto-jobs", "time-trace"),
+        *("time-trace-granularity", "thinlto-cache-dir", "thinlto-cache-policy"),
+    )
 )
 #: Linker scripts: a symbol that a script names is kept, which LLVM's key sees as the symbol's visibility. A
 #: kernel's script of initcalls changes with line numbers in any source file.

@@ -81,7 +81,7 @@ def _run_cached(
 
 def _is_full(folder: str) -> bool:
     status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < _LEAST_FREE or status.f_files > 0 and status.f_favail == 0
+    return status.f_bavail * status.f_frsize < _LEAST_FREE or (status.f_files > 0 and status.f_favail == 0)
 
 
 def _run(

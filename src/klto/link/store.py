@@ -65,12 +65,14 @@ class Partition:
             with open(self._index, encoding="ascii", errors="replace") as stream:
                 for line in stream:
                     fields = line.split()
-                    if len(fields) == 6 and line.endswith("\n"):
+                    if len(fields) == 6 and line.endswith("\n") and fields[0].isalnum():
                         try:
                             size, *status = int(fields[1]), *map(int, fields[3:])
                         except ValueError:
                             continue
-                        found[fields[0]] = Entry(fields[0], size, fields[2], (status[0], status[1], status[2]))
+                        found[fields[0]] = Entry(
+                            fields[0], size, fields[2], (status[0], status[1], status[2])
+                        )
         except FileNotFoundError:
             return {}
         return found
@@ -97,13 +99,22 @@ class Partition:
         if entries:
             with open(self._index, "a", encoding="ascii") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
-                stream.write("".join(entry.line() for entry in entries))
+                # An empty line first: the last one may be torn.
+                stream.write("\n" + "".join(entry.line() for entry in entries))
 
     def put(self, key: str, source: str) -> Entry:
         """Move a new object into the store; its entry, not yet in the index."""
         sha256, size = _sha256(source), os.path.getsize(source)
         os.replace(source, self.path(key))
         return Entry(key, size, sha256, _stamps(os.stat(self.path(key))))
+
+    def hashed(self, key: str) -> Entry | None:
+        """An entry made from the file as it is now; None when there is none."""
+        try:
+            status = os.stat(self.path(key))
+            return Entry(key, status.st_size, _sha256(self.path(key)), _stamps(status))
+        except FileNotFoundError:
+            return None
 
     def drop(self, key: str) -> None:
         """Remove an entry's file; its line in the index is void then."""
@@ -149,7 +160,9 @@ class View:
             if len(self.offered) >= MOST_OFFERED:
                 break
             if self._partition.intact(entry):
-                os.symlink(self._partition.path(entry.key), os.path.join(self.objects, ENTRY_PREFIX + entry.key))
+                os.symlink(
+                    self._partition.path(entry.key), os.path.join(self.objects, ENTRY_PREFIX + entry.key)
+                )
                 self.offered[entry.key] = entry
             elif os.path.lexists(self._partition.path(entry.key)):
                 self._partition.drop(entry.key)
@@ -168,9 +181,21 @@ class View:
     def __exit__(self, *exc: object) -> None:
         try:
             self.added = _take_over(self._partition, self.objects)
+            if self.added:
+                _keep_within(self._root, DEFAULT_LIMIT)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock)
+
+
+def _keep_within(root: str, limit: int) -> None:
+    """Prune the store when its indexes say that it is too large."""
+    names = os.listdir(os.path.join(root, "partitions"))
+    held = sum(entry.size for name in names for entry in Partition(root, name).entries().values())
+    if held > limit:
+        from klto.link.prune import prune  # Late: seldom needed.
+
+        prune(root, limit)
 
 
 def _take_over(partition: Partition, objects: str) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 
 from klto.objects.bitcode import Bitcode
-from klto.objects.bitstream import Record
 from klto.objects.errors import MalformedObject
 
 #: MODULE_CODE_HASH of llvm/include/llvm/Bitcode/LLVMBitCodes.h: HASH: [5*i32].
@@ -45,7 +44,9 @@ def _overwrite(data: bytearray, at: int, digest: bytes) -> None:
     for word in range(_WORDS):
         chunks = _chunks(data, at)
         if word >= _KEPT_WORDS:
-            value = int.from_bytes(digest[4 * word : 4 * word + 4], "big") & ((1 << min(32, _PAYLOAD * chunks)) - 1)
+            value = int.from_bytes(digest[4 * word : 4 * word + 4], "big") & (
+                (1 << min(32, _PAYLOAD * chunks)) - 1
+            )
             for chunk in range(chunks):
                 more = 1 << _PAYLOAD if chunk < chunks - 1 else 0
                 payload = value >> (_PAYLOAD * chunk) & ((1 << _PAYLOAD) - 1)
