@@ -38,7 +38,8 @@ class Usage:
 
     wall_seconds: float
     cpu_seconds: float
-    #: Largest resident set of the child or any single descendant, in bytes (ru_maxrss of wait4).
+    #: Largest resident set of the child or any single descendant, in bytes (ru_maxrss of wait4). Never less
+    #: than klto's own was when it started the child: exec keeps the maximum of before (fs/exec.c, exec_mmap).
     peak_bytes: int
 
 
@@ -140,6 +141,11 @@ class Child:
             self._usage = Usage(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
         return self._usage
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the child used, None while it runs."""
+        return self._usage
+
     def alive(self) -> bool:
         """Whether the child itself still runs."""
         if self._usage is not None:
@@ -151,14 +157,19 @@ class Child:
         return False
 
     def stop(self, grace: float = GRACE_SECONDS) -> None:
-        """End the whole process group: TERM, wait, KILL, wait."""
-        _signal_group(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and (self.alive() or _group_exists(self.pid)):
-            time.sleep(0.02)
-        if self.alive() or _group_exists(self.pid):
-            _signal_group(self.pid, signal.SIGKILL)
-        self.wait()
+        """End the whole process group: TERM, wait, KILL, wait.
+
+        An interrupt during the wait (a second Ctrl-C) shortens it, and is raised when the group has ended.
+        """
+        try:
+            _signal_group(self.pid, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and (self.alive() or _group_exists(self.pid)):
+                time.sleep(0.02)
+        finally:
+            if self.alive() or _group_exists(self.pid):
+                _signal_group(self.pid, signal.SIGKILL)
+            self.wait()
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline and _group_exists(self.pid):
             time.sleep(0.02)
@@ -215,9 +226,12 @@ def started(
     stderr: int | IO[bytes] = subprocess.STDOUT,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    guarded: bool = False,
 ) -> Iterator[Child]:
     """A child that runs for the length of the ``with`` block and has certainly ended after it.
 
+    :param guarded: its whole process group ends even when klto is killed by SIGKILL. Without it only the child
+        itself does, which is enough for a program that starts no others.
     :raises UsageError: when the program cannot be started.
     """
     args = tuple(os.fspath(a) for a in argv)
@@ -238,13 +252,42 @@ def started(
     except OSError as error:
         raise UsageError(f"cannot start {args[0]}: {error.strerror}") from error
     child = Child(args, popen)
+    guard = _guard(child.pid) if guarded else None
     try:
         yield child
     finally:
-        if child.alive() or _group_exists(child.pid):
-            child.stop()
+        with _signals_held():
+            if child.alive() or _group_exists(child.pid):
+                child.stop()
+            if guard is not None:
+                guard.communicate(b"ended\n")
         if popen.stdout is not None:
             popen.stdout.close()
+
+
+#: Ends the process group $1 when its standard input ends without a line: when klto is gone.
+_GUARD = 'read -r line && exit; kill -s TERM -- "-$1"; sleep "$2"; kill -s KILL -- "-$1"'
+
+
+def _guard(pgid: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["sh", "-c", _GUARD, "klto-guard", str(pgid), str(GRACE_SECONDS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
+    )
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and TERM wait until the block has ended: a second Ctrl-C must not leave children behind."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(

@@ -87,7 +87,7 @@ def test_thin_members_are_found_from_any_folder(
     (folder / "out").mkdir()
     run(ar(which), "rcST", "out/x.a", "a.o", "sub/dir/a.o", cwd=folder)
     monkeypatch.chdir(folder / "sub")
-    members = read_archive(os.path.join("..", "out", "x.a")).members  # noqa: PTH118
+    members = read_archive(os.path.join("..", "out", "x.a")).members
     assert [bytes(member.data()) for member in members] == [FILES["a.o"], FILES["sub/dir/a.o"]]
     assert all(member.path and Path(member.path).is_file() for member in members)
 

@@ -56,7 +56,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=f"klto {first.command}", description=text[0].upper() + text[1:] + ".")
     module.configure(parser)
     args = parser.parse_args(argv[1:])
-    args.run = module.run
+    args.run, args.argv = module.run, argv
     return args
 
 

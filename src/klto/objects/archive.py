@@ -56,7 +56,7 @@ class Member:
         self.header_offset = header_offset
         self.offset = offset
         self.size = size
-        self.path = os.path.join(os.path.dirname(archive.path), name) if archive.thin else None  # noqa: PTH118, PTH120
+        self.path = os.path.join(os.path.dirname(archive.path), name) if archive.thin else None
 
     @property
     def where(self) -> str:

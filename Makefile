@@ -1,0 +1,37 @@
+# make demo       build and boot Linux 6.12 with ThinLTO, from nothing
+# make test       everything: ruff, mypy, fast tests, real kernels; from nothing
+# make test-fast  ruff, mypy and the tests that need no kernel; under two minutes
+# make bench      speed, as ratios measured in one run
+# make soak       what takes hours: more kernels, more faults
+.PHONY: help demo setup lint test test-fast test-real bench soak
+.DEFAULT_GOAL := help
+python := .venv/bin/python
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo:
+	@scripts/demo.sh
+
+setup:
+	@scripts/setup.sh test
+
+lint: setup
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+test-fast: lint
+	$(python) -m pytest tests/fast
+
+test-real: setup
+	$(python) -m pytest tests/real
+
+test: lint
+	$(python) -m pytest tests
+
+bench: setup
+	$(python) -m bench
+
+soak: setup
+	$(python) -m pytest tests/soak

@@ -1,0 +1,274 @@
+"""One QEMU, watched from its start to its end: its wires, its deadlines, and why it ended."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from klto import process
+from klto.boot.console import Console, LineReader
+from klto.boot.proofs import Transcript
+from klto.boot.qmp import Qmp
+
+#: Seconds until QEMU must have started the guest's CPUs. It takes a tenth on an idle machine.
+START_SECONDS = 30.0
+
+#: Seconds that a guest may take to end after its last record, or after a panic.
+END_SECONDS = 5.0
+
+#: Seconds that QEMU may take to answer a question.
+ANSWER_SECONDS = 2.0
+
+#: Bytes that a verdict channel may carry; init's records are a few KiB.
+MAX_VERDICT_BYTES = 1 << 20
+
+
+class Ending(StrEnum):
+    """Why a boot ended, in words that follow "the guest"."""
+
+    DONE = "ended after its verdict"
+    STAYED = "did not end after its verdict"
+    RESTARTED = "restarted without a verdict"
+    POWERED_OFF = "powered off without a verdict"
+    PANICKED = "panicked"
+    DEADLINE = "gave no verdict"
+    FLOOD = "printed too much"
+    QEMU_DIED = "was lost: QEMU died"
+    QEMU_HUNG = "was lost: QEMU does not answer"
+    QEMU_STOPPED = "was lost: QEMU stopped it with an internal error"
+
+    @property
+    def lost(self) -> bool:
+        """Whether the harness failed, and not the guest."""
+        return self in (Ending.QEMU_DIED, Ending.QEMU_HUNG, Ending.QEMU_STOPPED)
+
+
+@dataclass(frozen=True)
+class QemuLife:
+    """How QEMU's life went.
+
+    ``where``: the first CPU's program counter at a deadline. ``heard``: whether the guest said anything at
+    all. ``returncode``: QEMU's, None when it had to be stopped. ``seconds``: from the guest's start
+    to the end.
+    """
+
+    ending: Ending
+    seconds: float
+    where: str
+    heard: bool
+    returncode: int | None
+    qemu_lines: tuple[str, ...]
+
+
+class Wires:
+    """The sockets between klto and one QEMU. klto reads ``near``; QEMU inherits ``far``."""
+
+    NAMES = ("console", "uart", "virtio", "qmp", "output")
+
+    def __init__(self) -> None:
+        self.near: dict[str, socket.socket] = {}
+        self.far: dict[str, socket.socket] = {}
+        for name in self.NAMES:
+            self.near[name], self.far[name] = socket.socketpair()
+            self.near[name].setblocking(False)
+
+    def descriptor(self, name: str) -> int:
+        """The descriptor that QEMU inherits."""
+        return self.far[name].fileno()
+
+    def hand_over(self) -> None:
+        """Close our copies of QEMU's ends, so that its death is an end of file here."""
+        for end in self.far.values():
+            end.close()
+
+    def close(self) -> None:
+        """Close everything."""
+        for end in (*self.far.values(), *self.near.values()):
+            end.close()
+
+
+@contextmanager
+def wires() -> Iterator[Wires]:
+    """Wires for the length of the ``with`` block."""
+    made = Wires()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Stopwatch:
+    """Seconds since :meth:`start`; 0 before."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+
+    def start(self) -> None:
+        """Begin to count, once."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+
+    def __call__(self) -> float:
+        return 0.0 if self._begun is None else time.monotonic() - self._begun
+
+
+class Session:
+    """Reads all wires of a QEMU that runs until it ends, or has to be ended.
+
+    :param timeout: seconds that the guest may take for everything.
+    """
+
+    def __init__(
+        self, ends: Wires, console: Console, transcript: Transcript, watch: Stopwatch, timeout: float
+    ) -> None:
+        self._ends = ends
+        self._console = console
+        self._transcript = transcript
+        self._watch = watch
+        self._timeout = timeout
+        self._verdict_bytes = 0
+        self._qemu_lines: list[str] = []
+        self._qmp = Qmp(self._send)
+        self._grace: float | None = None
+        # The nonce on the console counts as well: init falls back to it.
+        self._console_records = LineReader(self._record)
+        self._output = LineReader(self._qemu_line)
+        self._sinks: dict[str, Callable[[bytes], None]] = {
+            "console": self._from_console,
+            "uart": self._verdict_sink(),
+            "virtio": self._verdict_sink(),
+            "qmp": self._qmp.feed,
+            "output": self._output.feed,
+        }
+
+    @property
+    def qemu_version(self) -> str:
+        """QEMU's version; empty when it never said it."""
+        return self._qmp.version
+
+    def follow(self, child: process.Child) -> QemuLife:
+        """Watch until QEMU has ended or must be stopped, which is left to the caller."""
+        started = time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            for name, end in self._ends.near.items():
+                selector.register(end, selectors.EVENT_READ, name)
+            ending = self._until_end(child, selector, started)
+            if ending is Ending.DEADLINE:
+                ending = self._interrogate(selector)
+        self._console.close()
+        self._output.close()
+        return QemuLife(
+            ending,
+            self._watch(),
+            self._qmp.where,
+            self._console.bytes > 0 or self._verdict_bytes > 0,
+            child.returncode,
+            tuple(self._qemu_lines[-10:]),
+        )
+
+    def _until_end(self, child: process.Child, selector: selectors.BaseSelector, started: float) -> Ending:
+        while selector.get_map():
+            # Now and then the child itself is looked at: a wire may be held open by another process.
+            heard = self._read(selector, min(0.5, max(0.0, self._left(started))))
+            if self._console.full or self._verdict_bytes > MAX_VERDICT_BYTES:
+                return Ending.FLOOD
+            if self._qmp.running:
+                self._watch.start()
+            if self._grace is None and (self._transcript.done or self._console.panicked):
+                self._grace = time.monotonic() + END_SECONDS
+            if self._left(started) <= 0:
+                return self._expired()
+            if self._qmp.stopped:
+                return Ending.QEMU_STOPPED
+            if not heard and not child.alive():
+                break
+        while self._read(selector, 0) and not self._console.full:
+            pass  # what QEMU wrote between the last look and its end
+        return self._ended(child)
+
+    def _left(self, started: float) -> float:
+        """Seconds until the next deadline."""
+        now = time.monotonic()
+        if not self._qmp.running:
+            return started + min(START_SECONDS, self._timeout) - now
+        left = self._timeout - self._watch()
+        return left if self._grace is None else min(left, self._grace - now)
+
+    def _expired(self) -> Ending:
+        if not self._qmp.running:
+            return Ending.QEMU_HUNG
+        if self._transcript.done:
+            return Ending.STAYED
+        return Ending.PANICKED if self._console.panicked else Ending.DEADLINE
+
+    def _ended(self, child: process.Child) -> Ending:
+        """QEMU has closed its wires: what its monitor and its status say about why."""
+        try:
+            child.wait(timeout=END_SECONDS)
+        except process.CommandTimeout:
+            return Ending.QEMU_HUNG
+        if self._transcript.done:
+            return Ending.DONE
+        if self._console.panicked:
+            return Ending.PANICKED
+        reason = self._qmp.shutdown_reason
+        if reason == "guest-reset":
+            return Ending.RESTARTED
+        return Ending.POWERED_OFF if reason.startswith("guest-") else Ending.QEMU_DIED
+
+    def _interrogate(self, selector: selectors.BaseSelector) -> Ending:
+        """At the deadline: ask where the guest is. A QEMU that cannot say so has itself hung."""
+        self._qmp.ask_where()
+        until = time.monotonic() + ANSWER_SECONDS
+        while not self._qmp.where and selector.get_map() and (left := until - time.monotonic()) > 0:
+            self._read(selector, left)
+        return Ending.DEADLINE if self._qmp.where else Ending.QEMU_HUNG
+
+    def _read(self, selector: selectors.BaseSelector, seconds: float) -> bool:
+        """Read whatever is there, waiting for it up to ``seconds``; whether there was something."""
+        ready = selector.select(seconds)
+        for key, _ in ready:
+            end = self._ends.near[key.data]
+            try:
+                data = end.recv(1 << 16)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except ConnectionResetError:
+                data = b""
+            if data:
+                self._sinks[key.data](data)
+            else:
+                selector.unregister(end)
+        return bool(ready)
+
+    def _send(self, data: bytes) -> None:
+        """To QEMU's monitor. A QEMU that is gone or does not read is found out by the deadlines."""
+        try:
+            self._ends.near["qmp"].sendall(data)
+        except OSError:
+            return
+
+    def _from_console(self, data: bytes) -> None:
+        self._console.feed(data)
+        self._console_records.feed(data)
+
+    def _verdict_sink(self) -> Callable[[bytes], None]:
+        reader = LineReader(self._record)
+
+        def take(data: bytes) -> None:
+            self._verdict_bytes += len(data)
+            reader.feed(data)
+
+        return take
+
+    def _record(self, line: str) -> None:
+        self._transcript.take(line, self._watch())
+
+    def _qemu_line(self, line: str) -> None:
+        if line.strip():
+            self._qemu_lines = [*self._qemu_lines[-50:], line.rstrip()]

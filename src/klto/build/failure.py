@@ -1,0 +1,73 @@
+"""What a failed make means, in a few lines."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from klto.build.make import MakeResult
+from klto.errors import BuildError
+from klto.events import LinkFinished, LinkStarted
+from klto.kernel.kbuild import MakeFailure, find_failures
+from klto.process import describe_status
+from klto.report.units import size
+
+#: Failing targets to show; make runs several jobs, and all that ran may fail.
+_SHOWN_FAILURES = 3
+
+
+def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
+    """The error for a make that failed.
+
+    :param again: the command line that repeats the run.
+    """
+    failures = find_failures(result.lines)
+    killed = next((link for link in result.links if link[1] and link[1].returncode == -signal.SIGKILL), None)
+    hints = [f"log: {log}", f"again: {again}"]
+    if killed is not None and killed[1] is not None:
+        message, remedy = _killed_link(killed[0], killed[1])
+        return BuildError(message, "\n".join([remedy, *hints]), _details(failures))
+    if not failures:
+        message = f"make ended with {describe_status(result.returncode)} and named no target"
+        return BuildError(message, "\n".join(hints), tuple(result.lines[-10:]))
+    first = failures[0]
+    if _was_killed(first):
+        reached = size(result.usage.peak_bytes)
+        hints.insert(
+            0,
+            "something killed it, most often the kernel for want of memory: try fewer jobs (-j); "
+            f"the largest process of this build had reached {reached}",
+        )
+    others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    message = f"{first.target} failed: {first.reason}{others}"
+    return BuildError(message, "\n".join(hints), _details(failures))
+
+
+def _was_killed(failure: MakeFailure) -> bool:
+    """SIGKILL, as make says it (``Killed``, strsignal) or as a shell hands it on (128 + 9)."""
+    return failure.status == 128 + signal.SIGKILL or failure.reason.startswith("Killed")
+
+
+def _killed_link(begun: LinkStarted, ended: LinkFinished) -> tuple[str, str]:
+    message = (
+        f"the LTO link of {begun.output} was killed (SIGKILL) when it had reached {size(ended.peak_bytes)}; "
+        f"{size(begun.memory_available)} were available when it started"
+    )
+    fewer = (
+        f"fewer backends at once (-j {max(1, begun.jobs // 2)}; it had {begun.jobs})"
+        if begun.jobs > 1
+        else ""
+    )
+    remedies = [fewer, "--lto thin instead of full", "end what else uses memory"]
+    return message, "most often the kernel does that for want of memory: " + ", or ".join(
+        r for r in remedies if r
+    )
+
+
+def _details(failures: list[MakeFailure]) -> tuple[str, ...]:
+    lines: list[str] = []
+    for failure in failures[:_SHOWN_FAILURES]:
+        if len(failures) > 1:
+            lines.append(f"{failure.target}:")
+        lines.extend(failure.lines)
+    return tuple(lines)

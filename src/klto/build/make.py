@@ -1,0 +1,284 @@
+"""Runs make and follows it: its lines, the LTO links' events, memory, and the stages of a build."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from klto import procfs
+from klto.events import (
+    Event,
+    Expected,
+    Journal,
+    LinkFinished,
+    LinkStarted,
+    Observer,
+    StageFinished,
+    StageStarted,
+    Step,
+    Tick,
+)
+from klto.kernel.kbuild import parse_step
+from klto.process import Child, Usage, started
+
+#: Seconds between looks at the journal and the processes' memory.
+_TICK = 0.25
+
+#: The output whose LTO link is the build's own stage ``link``.
+VMLINUX_O = "vmlinux.o"
+
+#: Lines kept for explaining a failure. The log on disk has all of them.
+_KEPT_LINES = 20_000
+
+
+@dataclass
+class _Stage:
+    """A stage as it runs."""
+
+    name: str
+    begun: float
+    cpu_before: float
+    peak: int = 0
+    peak_process: str | None = None
+
+    def saw(self, process: procfs.Resident) -> None:
+        if process.peak > self.peak:
+            self.peak, self.peak_process = process.peak, process.name
+
+
+@dataclass(frozen=True)
+class MakeResult:
+    """How make ended. ``lines``: the last lines of its output, without line ends."""
+
+    returncode: int
+    usage: Usage
+    lines: list[str]
+    links: list[tuple[LinkStarted, LinkFinished | None]]
+    compiled: int
+
+
+@dataclass
+class MakeRun:
+    """One run of make with its observers. Use :meth:`run`."""
+
+    argv: list[str]
+    environment: dict[str, str]
+    pass_fds: tuple[int, ...]
+    log: Path
+    journal: Journal
+    emit: Observer
+    #: The command that makes ``make -n`` list what would be done, when the number of objects is not known.
+    ask: list[str] | None = None
+    _stage: _Stage | None = None
+    _lines: list[str] = field(default_factory=list)
+    _links: dict[str, tuple[LinkStarted, LinkFinished | None]] = field(default_factory=dict)
+    _finished_links: list[tuple[LinkStarted, LinkFinished | None]] = field(default_factory=list)
+    _compiled: int = 0
+    _next_sample: float = 0.0
+
+    def run(self) -> MakeResult:
+        """Run make to its end.
+
+        :raises KeyboardInterrupt: on Ctrl-C or TERM; every process of the build has ended then.
+        """
+        with ExitStack() as stack:
+            log = stack.enter_context(self.log.open("wb"))
+            child = stack.enter_context(
+                started(
+                    self.argv,
+                    env=self.environment,
+                    pass_fds=self.pass_fds,
+                    stdout=subprocess.PIPE,
+                    guarded=True,
+                )
+            )
+            self._begin("compile", child)
+            asker = _Asker(self.ask, self.environment, stack) if self.ask else None
+            status = "interrupted"
+            try:
+                for line in _lines_of(child, log, lambda: self._tick(child)):
+                    self._line(line)
+                    if asker is not None:
+                        asker.follow(line, self.emit)
+                usage = child.wait()
+                self._tick(child)
+                status = "done" if child.returncode == 0 else "failed"
+            finally:
+                self._end(status, None if status == "interrupted" else child)
+            assert child.returncode is not None
+            links = [*self._finished_links, *self._links.values()]
+            return MakeResult(child.returncode, usage, self._lines, links, self._compiled)
+
+    def _line(self, line: str) -> None:
+        self._lines.append(line)
+        if len(self._lines) > 2 * _KEPT_LINES:
+            del self._lines[:_KEPT_LINES]
+        step = parse_step(line)
+        if step is not None:
+            self._compiled += step.is_object
+            self.emit(Step(verb=step.verb, target=step.target))
+
+    def _tick(self, child: Child) -> None:
+        for event in self.journal.links():
+            self._link(event, child)
+        now = time.monotonic()
+        if now < self._next_sample or self._stage is None:
+            return
+        self._next_sample = now + _TICK
+        largest = None
+        for pid in procfs.descendants(child.pid):
+            process = procfs.resident(pid)
+            if process is not None:
+                self._stage.saw(process)
+                if largest is None or process.now > largest.now:
+                    largest = process
+        link = self._links.get(VMLINUX_O)
+        linker = procfs.resident(link[0].pid) if link else None
+        self.emit(
+            Tick(
+                process=largest.name if largest else None,
+                resident_bytes=largest.now if largest else 0,
+                link_bytes=linker.now if linker else None,
+            )
+        )
+
+    def _link(self, event: LinkStarted | LinkFinished, child: Child) -> None:
+        is_vmlinux = os.path.basename(event.output) == VMLINUX_O
+        if isinstance(event, LinkStarted):
+            if is_vmlinux and self._stage is not None and self._stage.name == "compile":
+                self._end("done", child, without=event.pid)
+                self._begin("link", child, without=event.pid)
+            self.emit(event)
+            self._links[event.output] = (event, None)
+            return
+        self.emit(event)
+        begun = self._links.pop(event.output, None)
+        if begun is not None:
+            self._finished_links.append((begun[0], event))
+        if is_vmlinux and self._stage is not None and self._stage.name == "link":
+            self._end("done" if event.returncode == 0 else "failed", child, link=event)
+            self._begin("finish", child)
+
+    def _begin(self, name: str, child: Child, without: int | None = None) -> None:
+        self._stage = _Stage(name, time.monotonic(), _cpu(child, without))
+        self.emit(StageStarted(stage=name))
+
+    def _end(
+        self,
+        status: str,
+        child: Child | None,
+        *,
+        without: int | None = None,
+        link: LinkFinished | None = None,
+    ) -> None:
+        stage, self._stage = self._stage, None
+        if stage is None:
+            return
+        wall, peak, process = time.monotonic() - stage.begun, stage.peak, stage.peak_process
+        cpu = _cpu(child, without) - stage.cpu_before if child is not None else None
+        if link is not None:
+            wall, cpu = link.wall_seconds, link.cpu_seconds
+            peak, process = link.peak_bytes, "ld.lld"
+        self.emit(
+            StageFinished(
+                stage=stage.name,
+                status=status,
+                wall_seconds=wall,
+                cpu_seconds=cpu,
+                peak_bytes=peak or None,
+                peak_process=process,
+            )
+        )
+
+
+def _cpu(child: Child, without: int | None = None) -> float:
+    """CPU seconds of the build so far, leaving out the process ``without`` and its descendants."""
+    if child.usage is not None:
+        return child.usage.cpu_seconds
+    pids = procfs.descendants(child.pid)
+    if without is not None:
+        left_out = set(procfs.descendants(without))
+        pids = [pid for pid in pids if pid not in left_out]
+    return procfs.cpu_seconds(pids)
+
+
+def _lines_of(child: Child, log: IO[bytes], idle: Callable[[], None]) -> Iterator[str]:
+    """make's output line by line, each written to ``log``; ``idle`` is called at least every :data:`_TICK`."""
+    assert child.stdout is not None
+    descriptor = child.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    torn = b""
+    while True:
+        idle()
+        if not poll.poll(_TICK * 1000):
+            continue
+        data = os.read(descriptor, 1 << 16)
+        if not data:
+            break
+        log.write(data)
+        log.flush()
+        *whole, torn = (torn + data).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace").rstrip("\r")
+    if torn:
+        yield torn.decode("utf-8", "replace")
+
+
+class _Asker:
+    """Asks ``make -n`` how many objects a first build will compile, once the real make is past its preparations
+    (before them make has no configuration to read)."""
+
+    #: Objects that are compiled during ``make prepare`` (6.1 and 6.12: scripts/mod, tools, the vdso).
+    _PREPARATIONS = ("scripts/", "tools/", "arch/", "kernel/bounds")
+
+    def __init__(self, argv: list[str], environment: dict[str, str], stack: ExitStack) -> None:
+        self._argv, self._stack = argv, stack
+        self._environment = {k: v for k, v in environment.items() if k != "MAKEFLAGS"}
+        self._output: IO[bytes] | None = None
+        self._child: Child | None = None
+        self._answered = False
+
+    def follow(self, line: str, emit: Observer) -> None:
+        """Look at one line of the real make; emit :class:`Expected` when the answer is there."""
+        if self._answered:
+            return
+        if self._child is None:
+            step = parse_step(line)
+            if step is not None and step.is_object and not step.target.startswith(self._PREPARATIONS):
+                self._output = self._stack.enter_context(tempfile.TemporaryFile())
+                self._child = self._stack.enter_context(
+                    started(
+                        ["nice", "-n", "19", *self._argv],
+                        env=self._environment,
+                        stdout=self._output,
+                        stderr=subprocess.DEVNULL,
+                    )
+                )
+        elif not self._child.alive():
+            self._answered = True
+            emit(Expected(objects=self._count(), source="make"))
+
+    def _count(self) -> int:
+        assert self._output is not None
+        self._output.seek(0)
+        targets = set()
+        for raw in self._output:
+            # Under -n make prints the recipe: echo '  CC      init/main.o'; ...
+            _, quote, rest = raw.decode("utf-8", "replace").partition("echo '")
+            step = parse_step(rest.partition("'")[0]) if quote else None
+            if step is not None and step.is_object:
+                targets.add(step.target)
+        return len(targets)
+
+
+def unobserved(event: Event) -> None:
+    """An observer that does nothing."""

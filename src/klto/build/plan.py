@@ -1,0 +1,117 @@
+"""From what the user asked to what will be done: tree, toolchain, build dir, configuration, jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from klto import machine
+from klto.errors import UsageError
+from klto.kernel.hostdeps import check_host
+from klto.kernel.kbuild import Kbuild
+from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
+from klto.kernel.toolchain import find_toolchain
+from klto.kernel.tree import KernelTree, default_build_dir
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What the user asked for, unchecked.
+
+    :param lto: thin, full, none, keep, or None when not said.
+    :param base: ``-k``: defconfig, allnoconfig or a file; None: the ``.config`` that is there.
+    :param fragments: ``-K`` in order: files or ``CONFIG_X=value``.
+    :param directory: the working directory, to show how to run it again.
+    """
+
+    tree: Path
+    build_dir: Path | None = None
+    arch: str | None = None
+    toolchain: str | None = None
+    targets: tuple[str, ...] = ()
+    make_variables: tuple[str, ...] = ()
+    lto: str | None = None
+    base: str | None = None
+    fragments: tuple[str, ...] = ()
+    jobs: int | None = None
+    boot: bool = False
+    boot_timeout: float | None = None
+    argv: tuple[str, ...] = ()
+    directory: Path = Path()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be carried out. ``lto``: thin, full, none, or keep."""
+
+    request: BuildRequest
+    kbuild: Kbuild
+    base: str | Path | None
+    requests: Requests
+    lto: str
+    jobs: int
+
+    @property
+    def build_dir(self) -> Path:
+        """Where the kernel is built."""
+        return self.kbuild.build_dir
+
+    @property
+    def tree(self) -> KernelTree:
+        """The source tree."""
+        return self.kbuild.tree
+
+
+def make_plan(request: BuildRequest) -> Plan:
+    """Check everything that can be checked before the first file is written.
+
+    :raises UsageError: one line that says what does not work and what to do.
+    """
+    if request.jobs is not None and request.jobs < 1:
+        raise UsageError(f"-j {request.jobs}: at least one job is needed")
+    tree = KernelTree.open(request.tree, request.arch)
+    wanted = parse_requests(list(request.fragments))
+    base = _base(request.base)
+    build_dir = (request.build_dir or default_build_dir(tree, request.lto or "thin")).absolute()
+    tree.check_build_dir(build_dir)
+    lto = _choose_lto(request, wanted, base, build_dir / ".config")
+    wanted = wanted.merged(lto_requests(lto))
+    toolchain = find_toolchain(tree, build_dir, request.toolchain)
+    config = build_dir / ".config"
+    check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
+    kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
+    return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs())
+
+
+def _base(name: str | None) -> str | Path | None:
+    if name is None or name in ("defconfig", "allnoconfig"):
+        return name
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"-k {name}: no such file", "give defconfig, allnoconfig or a .config file")
+    return path
+
+
+def _choose_lto(request: BuildRequest, wanted: Requests, base: str | Path | None, config: Path) -> str:
+    """The LTO mode to set, or ``keep`` when the configuration already says it."""
+    if wanted.lto is not None:
+        if request.lto not in (None, "keep", wanted.lto):
+            raise UsageError(f"--lto {request.lto} contradicts -K, which asks for {wanted.lto} LTO")
+        return "keep"
+    if request.lto is not None and request.lto != "keep":
+        return request.lto
+    if base in ("defconfig", "allnoconfig"):
+        return request.lto or "thin"
+    source = base if isinstance(base, Path) else config
+    if not source.is_file():
+        raise UsageError(
+            f"no configuration: {config} does not exist", "give one: -k defconfig, -k allnoconfig or -k FILE"
+        )
+    if request.lto == "keep" or lto_of(source) != "none":
+        return "keep"
+    if isinstance(base, Path) and "LTO_NONE" not in read_config(source):
+        return "thin"
+    raise UsageError(
+        f"{source} builds without LTO (CONFIG_LTO_NONE=y)",
+        "say --lto thin (or full) to change that, --lto keep to build it as it is",
+    )

@@ -1,0 +1,351 @@
+"""The build pipeline: configure, compile, link, finish, verify, boot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klto import __version__, machine
+from klto.build.failure import explain_failure
+from klto.build.folder import Folder, Learnt
+from klto.build.make import VMLINUX_O, MakeResult, MakeRun
+from klto.build.plan import Plan
+from klto.build.verify import artifacts, verify_build
+from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
+from klto.events import (
+    Event,
+    Expected,
+    Journal,
+    LinkFinished,
+    LinkStarted,
+    Note,
+    Observer,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Tick,
+)
+from klto.files import user_cache_dir
+from klto.kernel.jobserver import Jobserver
+from klto.kernel.kconfig import configure, lto_of, read_config
+from klto.kernel.leftovers import find_leftovers
+from klto.link.journal import ENV_JOURNAL
+from klto.link.shim import Shims, install_shims
+from klto.process import become_subreaper, quote
+from klto.record import (
+    SCHEMA,
+    Asked,
+    Boot,
+    ConfigIdentity,
+    Machine,
+    Proof,
+    Record,
+    RecordKeeper,
+    ToolchainIdentity,
+    TreeIdentity,
+)
+
+if TYPE_CHECKING:
+    from klto.boot.run import BootResult
+
+#: Targets that leave a finished kernel behind, which can be verified and booted. No target is ``all``.
+_WHOLE_KERNEL = frozenset(("all", "vmlinux", "bzImage", "Image", "Image.gz"))
+
+#: Lines of the console that a failed boot shows; the log has all.
+_CONSOLE_LINES = 15
+
+#: The image that boots, in the build dir (arch/x86/boot/Makefile, arch/arm64/boot/Makefile).
+IMAGES = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
+
+
+def run_build(plan: Plan, observers: Sequence[Observer] = ()) -> Record:
+    """Carry out a plan; the run's record, which is on disk too.
+
+    :raises KltoError: with the exit status of the contract. The record then says failed or interrupted.
+    :raises KeyboardInterrupt: on Ctrl-C or TERM, when every child has ended and the record is written.
+    """
+    become_subreaper()
+    with Folder(plan.build_dir) as folder:
+        try:
+            return _Run(plan, folder, observers).carry_out()
+        except OSError as error:
+            # The journal, the log or the record: the build dir's disk is full or gone.
+            where = error.filename or folder.path
+            raise UsageError(
+                f"cannot write {where}: {error.strerror}", "free some space, then run again"
+            ) from error
+
+
+class _Run:
+    """A build under way."""
+
+    def __init__(self, plan: Plan, folder: Folder, observers: Sequence[Observer]) -> None:
+        self.plan, self.folder, self.observers = plan, folder, observers
+        self.killed_before = folder.was_killed()
+        folder.keep_last_log()
+        self.journal = Journal(folder.journal)
+        self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
+        self.expected: int | None = None
+
+    def carry_out(self) -> Record:
+        """All stages, with a record that says how it ended."""
+        try:
+            self.emit(RunStarted(command="build", argv=list(self.plan.request.argv)))
+            self._stages()
+        except KeyboardInterrupt:
+            self.emit(RunFinished(status="interrupted", exit_status=130, message="interrupted"))
+            raise
+        except KltoError as error:
+            self.emit(RunFinished(status="failed", exit_status=error.exit_status, message=error.message))
+            raise
+        finally:
+            self.journal.close()
+        return self.keeper.record
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the journal, the record and the observers."""
+        # The links' own processes have written theirs to the journal already.
+        if not isinstance(event, Tick | LinkStarted | LinkFinished):
+            self.journal.write(event)
+        if isinstance(event, Expected):
+            self.expected = event.objects
+        self.keeper(event)
+        for observer in self.observers:
+            observer(event)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage that runs in this process."""
+        begun, status = time.monotonic(), "interrupted"
+        self.emit(StageStarted(stage=name))
+        try:
+            yield
+            status = "done"
+        except KltoError:
+            status = "failed"
+            raise
+        finally:
+            self.emit(StageFinished(stage=name, status=status, wall_seconds=time.monotonic() - begun))
+
+    def _stages(self) -> None:
+        plan, whole = self.plan, _is_whole(self.plan.request.targets)
+        with self.stage("configure"):
+            self._configure()
+        result = self._make()
+        if result.returncode != 0:
+            raise explain_failure(result, self.folder.log, again(plan))
+        if whole:
+            with self.stage("verify"):
+                self._verify(result)
+        if plan.request.boot:
+            with self.stage("boot"):
+                self._boot()
+        self.emit(RunFinished(status="done", exit_status=0))
+
+    def _configure(self) -> None:
+        plan = self.plan
+        recompile = plan.kbuild.toolchain.would_recompile(plan.build_dir)
+        if recompile:
+            self.emit(Note(text=f"{recompile}: everything is compiled anew", level="warning"))
+        configure(
+            plan.tree,
+            plan.kbuild.toolchain,
+            plan.build_dir,
+            plan.base,
+            plan.requests,
+            plan.request.make_variables,
+        )
+        config = plan.build_dir / ".config"
+        digest = hashlib.sha256(config.read_bytes()).hexdigest()
+        lto = lto_of(config)
+        self.keeper.update(config=ConfigIdentity(path=str(config), sha256=digest, lto=lto))
+        if lto == "none":
+            self.emit(Note(text="this configuration builds without LTO", level="warning"))
+
+    def _make(self) -> MakeResult:
+        plan, folder = self.plan, self.folder
+        self._remove_leftovers()
+        learnt = folder.learnt()
+        fresh = not (plan.build_dir / "vmlinux.a").exists()
+        if fresh and learnt.objects:
+            present = _compiled_objects(plan.build_dir)
+            self.emit(Expected(objects=max(0, learnt.objects - present), source="last build"))
+        with ExitStack() as stack:
+            server = stack.enter_context(Jobserver(str(folder.jobserver), plan.jobs))
+            shims = self._shims()
+            argv = [
+                *plan.kbuild.argv(plan.request.targets),
+                *([f"SHELL={shims.shell}"] if shims.shell else []),
+            ]
+            extra = {**server.environment(), ENV_JOURNAL: str(folder.journal)}
+            run = MakeRun(
+                argv=argv,
+                environment=plan.kbuild.environment(shims.folder, extra),
+                pass_fds=server.descriptors,
+                log=folder.log,
+                journal=self.journal,
+                emit=self.emit,
+                ask=[*argv, "-n", "-k"] if fresh and not learnt.objects else None,
+            )
+            folder.begin()
+            result = run.run()
+            folder.end()
+        if result.returncode == 0 and _is_whole(plan.request.targets):
+            self._learn(learnt, result)
+        return result
+
+    def _shims(self) -> Shims:
+        toolchain = self.plan.kbuild.toolchain
+        name = toolchain.linker_name()
+        shims = install_shims(self.folder.shims, name, toolchain.ld_lld)
+        if "/" in name and shims.shell is None:
+            self.emit(
+                Note(
+                    text=f"no shell here can stand in for {name}: the link is make's own and is not measured",
+                    level="warning",
+                )
+            )
+        return shims
+
+    def _remove_leftovers(self) -> None:
+        removed = []
+        for leftover in find_leftovers(self.plan.build_dir, after_kill=self.killed_before):
+            leftover.target.unlink()
+            removed.append(str(leftover.target.relative_to(self.plan.build_dir)))
+        if removed:
+            self.keeper.update(removed=removed)
+            names = ", ".join(removed[:5]) + (f" and {len(removed) - 5} more" if len(removed) > 5 else "")
+            self.emit(Note(text=f"removed what a killed build left half made: {names}"))
+
+    def _learn(self, before: Learnt, result: MakeResult) -> None:
+        seconds = {stage.name: stage.wall_seconds for stage in self.keeper.record.stages}
+        learnt = Learnt(
+            objects=_compiled_objects(self.plan.build_dir) if result.compiled else before.objects,
+            link_seconds=seconds.get("link") or before.link_seconds,
+            finish_seconds=seconds.get("finish") or before.finish_seconds,
+        )
+        if learnt != before:
+            self.folder.learn(learnt)
+
+    def _verify(self, result: MakeResult) -> None:
+        build_dir = self.plan.build_dir
+        config = self.keeper.record.config
+        assert config is not None
+        links = sum(os.path.basename(begun.output) == VMLINUX_O for begun, _ in result.links)
+        verification = verify_build(build_dir, config.lto, links)
+        image = build_dir / IMAGES[self.plan.tree.arch]
+        self.keeper.update(verification=verification, artifacts=artifacts(build_dir, image))
+        for warning in verification.warnings:
+            self.emit(Note(text=warning, level="warning"))
+        if verification.problems:
+            raise BuildError(
+                f"{build_dir} holds no right LTO kernel: {verification.problems[0]}",
+                f"log: {self.folder.log}",
+                tuple(verification.problems[1:]),
+            )
+
+    def _boot(self) -> None:
+        from klto.boot.guest import Compiler
+        from klto.boot.images import Arch, find_built_image, read_image
+        from klto.boot.run import BootRequest, boot_kernel
+
+        plan = self.plan
+        arch = Arch(plan.tree.arch)
+        toolchain = plan.kbuild.toolchain
+        result = boot_kernel(
+            BootRequest(
+                image=read_image(find_built_image(plan.build_dir, arch), arch),
+                compiler=Compiler(toolchain.clang, toolchain.ld_lld),
+                log=self.folder.console,
+                cache=user_cache_dir(),
+                config=read_config(plan.build_dir / ".config"),
+                timeout=plan.request.boot_timeout,
+            )
+        )
+        proofs = [
+            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence))
+            for p in result.proofs
+        ]
+        boot = Boot(
+            image=str(result.image.relative_to(plan.build_dir)),
+            accelerator=result.accelerator,
+            seconds=result.seconds,
+            console=str(result.console_log),
+            proofs=proofs,
+        )
+        self.keeper.update(boots=[*self.keeper.record.boots, boot])
+        _judge_boot(result)
+
+
+def again(plan: Plan) -> str:
+    """The command line that repeats the run, for any shell and directory."""
+    command = quote(["klto", *plan.request.argv])
+    return f"cd {quote([str(plan.request.directory.absolute())])} && {command}"
+
+
+def _judge_boot(result: BootResult) -> None:
+    """Raise what a boot means that did not pass."""
+    hint = f"console log: {result.console_log}"
+    bad = [proof for proof in result.proofs if proof.status in ("failed", "unknown")]
+    if not bad:
+        return
+    evidence = [line for proof in bad for line in proof.evidence]
+    details = (*(f"| {line}" for line in result.console_tail[-_CONSOLE_LINES:]), *evidence)
+    message = f"proof {bad[0].name} {bad[0].status}: {result.ending}"
+    if result.status == "unknown":
+        raise LostMachineError(message, hint, details)
+    raise ProofError(message, hint, details)
+
+
+def _is_whole(targets: Sequence[str]) -> bool:
+    return not targets or bool(_WHOLE_KERNEL & set(targets))
+
+
+def _compiled_objects(build_dir: Path) -> int:
+    """Objects in the build dir that Kbuild compiled: those with a saved command and dependencies."""
+    count = 0
+    for _, folders, names in os.walk(build_dir):
+        if ".klto" in folders:
+            folders.remove(".klto")
+        present = set(names)
+        count += sum(f".{name}.cmd" in present for name in names if name.endswith(".o"))
+    return count
+
+
+def _first_record(plan: Plan, folder: Folder) -> Record:
+    total, available = machine.memory_bytes()
+    request, toolchain = plan.request, plan.kbuild.toolchain
+    return Record(
+        schema=SCHEMA,
+        klto_version=__version__,
+        status="running",
+        started=time.time(),
+        pid=os.getpid(),
+        asked=Asked(
+            argv=list(request.argv),
+            directory=str(request.directory.absolute()),
+            targets=list(request.targets),
+            lto=plan.lto,
+            base=request.base,
+            requests={f"CONFIG_{wanted.name}": wanted.value for wanted in plan.requests},
+            make_variables=list(request.make_variables),
+            jobs=plan.jobs,
+            boot=request.boot,
+        ),
+        machine=Machine(cpus=machine.usable_cpus(), memory_bytes=total, memory_available=available),
+        tree=TreeIdentity(path=str(plan.tree.path), version=plan.tree.version, arch=plan.tree.arch),
+        toolchain=ToolchainIdentity(
+            spelling=toolchain.spelling,
+            clang=str(toolchain.clang),
+            clang_version=toolchain.clang_text,
+            linker=str(toolchain.ld_lld),
+            linker_version=toolchain.lld_text,
+        ),
+        log=str(folder.log),
+    )

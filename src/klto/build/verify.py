@@ -1,0 +1,128 @@
+"""Is the result an LTO kernel? Looks at what the build left, never at what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from klto.objects.archive import Member, leaves, read_archive
+from klto.objects.elf_sections import section_names
+from klto.objects.errors import MalformedObject
+from klto.objects.kind import kind_of
+from klto.record import Artifact, Verification
+
+#: Sections in which clang embeds bitcode (``-fembed-bitcode``, ``-ffat-lto-objects``):
+#: llvm/lib/Bitcode/Writer/BitcodeWriter.cpp, embedBitcodeInModule; llvm/lib/Object/ObjectFile.cpp.
+_BITCODE_SECTIONS = frozenset((".llvmbc", ".llvm.lto"))
+
+#: Names shown of many alike.
+_SHOWN = 5
+
+
+def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int) -> Verification:
+    """Compare the build with what LTO in mode ``lto`` (thin, full, none) must give.
+
+    * every member of vmlinux.a whose saved command has ``-flto`` is bitcode, and some are;
+    * vmlinux and every kernel module is ELF without bitcode in it;
+    * the vmlinux.o link ran at most once in this run.
+    """
+    problems, warnings = [], []
+    bitcode, native, lost = _archive_members(build_dir)
+    if lost:
+        problems.append(f"{len(lost)} objects were compiled with -flto and are native code: {_some(lost)}")
+    if lto != "none" and bitcode == 0:
+        problems.append("vmlinux.a holds no bitcode: nothing was left for the LTO link to do")
+    if lto == "none" and bitcode:
+        problems.append(f"vmlinux.a holds {bitcode} bitcode objects though LTO is off")
+    modules = list(_kernel_modules(build_dir))
+    for path in [build_dir / "vmlinux", *modules]:
+        problem = _not_final(path)
+        if problem:
+            problems.append(f"{path.relative_to(build_dir)}: {problem}")
+    if vmlinux_o_links > 1:
+        warnings.append(f"vmlinux.o was linked {vmlinux_o_links} times in one build")
+    return Verification(
+        lto=lto,
+        bitcode=bitcode,
+        native=native,
+        kernel_modules=len(modules),
+        vmlinux_o_links=vmlinux_o_links,
+        problems=problems,
+        warnings=warnings,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _archive_members(build_dir: Path) -> tuple[int, int, list[str]]:
+    """(bitcode, native, native ones whose saved command has ``-flto``) of vmlinux.a.
+
+    :raises MalformedObject: when there is no readable vmlinux.a.
+    """
+    bitcode, native, lost = 0, 0, []
+    for member in leaves(read_archive(build_dir / "vmlinux.a")):
+        if member.kind() == "bitcode":
+            bitcode += 1
+            continue
+        native += 1
+        if _has_lto_flag(member):
+            lost.append(member.name)
+    return bitcode, native, lost
+
+
+#: ``-flto`` or ``-flto=thin``, which ``-fno-lto`` later in the command switches off.
+_LTO_FLAG = re.compile(rb" -(fno-lto|flto(?:=\w+)?)(?= )")
+
+
+def _has_lto_flag(member: Member) -> bool:
+    """Whether the command that Kbuild saved for a native member asks for LTO."""
+    if member.path is None:
+        return False
+    folder, name = os.path.split(member.path)
+    try:
+        with open(os.path.join(folder, f".{name}.cmd"), "rb") as stream:
+            command = stream.readline()
+    except OSError:
+        return False  # No saved command: not an object that Kbuild compiled (an archive's, a linked one).
+    flags = _LTO_FLAG.findall(command)
+    return bool(flags) and flags[-1] != b"fno-lto" and b" -c " in command
+
+
+def _kernel_modules(build_dir: Path) -> Iterator[Path]:
+    """The kernel modules of the build, from modules.order (6.1 lists ``*.ko``, 6.12 ``*.o``)."""
+    try:
+        lines = (build_dir / "modules.order").read_text().split()
+    except OSError:
+        return
+    for line in lines:
+        yield build_dir / re.sub(r"\.o$", ".ko", line)
+
+
+def _not_final(path: Path) -> str | None:
+    """What is wrong with a file that must be native code."""
+    try:
+        kind = kind_of(path)
+        if kind != "elf":
+            return f"expected ELF, found {kind}"
+        found = _BITCODE_SECTIONS & set(section_names(path))
+    except MalformedObject as error:
+        return error.problem
+    return f"holds bitcode in section {', '.join(sorted(found))}" if found else None
+
+
+def artifacts(build_dir: Path, image: Path) -> list[Artifact]:
+    """The files that matter after a build, with sizes in bytes and SHA-256."""
+    found = []
+    for path in [build_dir / "vmlinux", image, build_dir / "System.map", *_kernel_modules(build_dir)]:
+        if path.is_file():
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            relative = str(path.relative_to(build_dir))
+            found.append(Artifact(path=relative, bytes=path.stat().st_size, sha256=digest))
+    return found

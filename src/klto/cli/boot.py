@@ -1,0 +1,245 @@
+"""``klto boot``: boot a kernel in QEMU and run proofs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klto.cli.options import add_output_options, add_tree_options
+
+if TYPE_CHECKING:
+    from klto.boot.guest import Compiler
+    from klto.boot.images import Arch, KernelImage
+    from klto.boot.run import BootRequest, BootResult
+
+#: Lines of the console that a failure shows; the log has all.
+_SHOWN_LINES = 15
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("proofs", nargs="*", metavar="PROOF", help="proofs to run (default: all that apply)")
+    add_tree_options(parser)
+    parser.add_argument(
+        "--kernel", metavar="IMAGE", type=Path, help="boot this image instead of a build dir's"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="seconds the guest may take (default: 60, 120 without KVM)",
+    )
+    parser.add_argument("--log", metavar="FILE", type=Path, help="where to keep the console log")
+    parser.add_argument("--append", metavar="TEXT", default="", help="more for the kernel's command line")
+    parser.add_argument(
+        "--qemu", metavar="PROGRAM", help="QEMU to use (default: the architecture's, from PATH)"
+    )
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: KVM if it proves to work"
+    )
+    add_output_options(parser)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Boot, print the verdicts; the contract's exit status."""
+    from klto.boot.run import boot_kernel
+
+    request = _request(args)
+    if not args.quiet:
+        release = f"Linux {request.image.release}, " if request.image.release else ""
+        print(f"booting {request.image.path} ({release}{request.image.arch})", file=sys.stderr)
+    result = boot_kernel(request)
+    if args.json:
+        _print_json(result)
+    else:
+        show_result(result, quiet=args.quiet, verbose=args.verbose)
+    return exit_status(result)
+
+
+def _request(args: argparse.Namespace) -> BootRequest:
+    from klto.boot.proofs import select_proofs
+    from klto.boot.qemu import Accelerator, find_qemu
+    from klto.boot.run import BootRequest
+    from klto.files import user_cache_dir
+
+    select_proofs(args.proofs)
+    image, config, build_dir = _kernel(args)
+    find_qemu(image.arch, args.qemu)
+    cache = user_cache_dir()
+    return BootRequest(
+        image=image,
+        compiler=_compiler(args.toolchain, build_dir),
+        log=args.log or _default_log(image, build_dir, cache),
+        cache=cache,
+        proofs=tuple(args.proofs),
+        config=config,
+        qemu=args.qemu,
+        accelerator=None if args.accel == "auto" else Accelerator(args.accel),
+        timeout=args.timeout,
+        append=args.append,
+    )
+
+
+def _kernel(args: argparse.Namespace) -> tuple[KernelImage, dict[str, str] | None, Path | None]:
+    """The image, its configuration and its build dir, the latter two where they are known."""
+    from klto.boot.images import find_built_image, read_image
+    from klto.errors import UsageError
+
+    wanted = _arch(args.arch)
+    if args.kernel is not None:
+        if args.build_dir is not None:
+            raise UsageError("--kernel and -b exclude each other", hint="name one kernel")
+        return read_image(args.kernel, wanted), None, None
+    build_dir: Path = args.build_dir or args.tree
+    config = _config_of(build_dir)
+    arch = _config_arch(config, build_dir)
+    if wanted is not None and wanted is not arch:
+        raise UsageError(f"{build_dir} is configured for {arch}, not {wanted}")
+    return read_image(find_built_image(build_dir, arch), arch), config, build_dir
+
+
+def _arch(name: str | None) -> Arch | None:
+    from klto.boot.images import Arch
+    from klto.errors import UsageError
+
+    if name is None:
+        return None
+    try:
+        return Arch(name)
+    except ValueError:
+        raise UsageError(f"cannot boot {name!r} kernels", hint=f"architectures: {', '.join(Arch)}") from None
+
+
+def _config_of(build_dir: Path) -> dict[str, str]:
+    from klto.errors import UsageError
+    from klto.kernel.kconfig_requests import read_config
+
+    path = build_dir / ".config"
+    if not path.is_file():
+        raise UsageError(
+            f"no kernel was configured in {build_dir}: there is no {path}",
+            hint="name a build dir with -b, or an image with --kernel",
+        )
+    return read_config(path)
+
+
+def _config_arch(config: dict[str, str], build_dir: Path) -> Arch:
+    from klto.boot.images import Arch
+    from klto.errors import UsageError
+
+    for arch, option in ((Arch.X86_64, "X86_64"), (Arch.ARM64, "ARM64")):
+        if config.get(option) == "y":
+            return arch
+    raise UsageError(
+        f"{build_dir}/.config is for neither x86_64 nor arm64", hint=f"klto boots {' and '.join(Arch)}"
+    )
+
+
+def _default_log(image: KernelImage, build_dir: Path | None, cache: Path) -> Path:
+    if build_dir is not None:
+        return build_dir / ".klto" / "console.log"
+    import hashlib
+    import os
+
+    key = hashlib.sha256(os.fsencode(image.path.absolute())).hexdigest()[:12]
+    return cache / "console" / f"{key}.log"
+
+
+def _compiler(toolchain: str | None, build_dir: Path | None) -> Compiler:
+    """The clang and ld.lld to make the init with: those named, else the build dir's, PATH's, the newest."""
+    from klto.boot.guest import Compiler
+    from klto.kernel.toolchain import find_toolchain
+
+    found = find_toolchain(None, build_dir, toolchain)
+    return Compiler(found.clang, found.ld_lld)
+
+
+def exit_status(result: BootResult) -> int:
+    """0 passed; 4 failed; 5 unknown; 2 when no proof applies to the kernel."""
+    from klto.errors import LostMachineError, ProofError, UsageError
+
+    return {
+        "passed": 0,
+        "failed": ProofError.exit_status,
+        "unknown": LostMachineError.exit_status,
+        "not-applicable": UsageError.exit_status,
+    }[result.status]
+
+
+def as_json(result: BootResult) -> dict[str, Any]:
+    """The result as ``klto/boot/1``."""
+    return {
+        "schema": "klto/boot/1",
+        "image": str(result.image),
+        "arch": result.arch,
+        "release": result.release,
+        "accelerator": result.accelerator,
+        "qemu": list(result.qemu),
+        "qemu_version": result.qemu_version,
+        "seconds": round(result.seconds, 3),
+        "console_log": str(result.console_log),
+        "ending": result.ending,
+        "status": result.status,
+        "proofs": [
+            {
+                "name": proof.name,
+                "status": proof.status,
+                "seconds": round(proof.seconds, 3),
+                "evidence": list(proof.evidence),
+            }
+            for proof in result.proofs
+        ],
+    }
+
+
+def _print_json(result: BootResult) -> None:
+    import json
+
+    print(json.dumps(as_json(result), indent=2))
+
+
+def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = False) -> None:
+    """For people: the verdicts on stdout; what went wrong, with the console's last lines, on stderr."""
+    from klto import process
+
+    good = result.status == "passed"
+    if not quiet:
+        for proof in result.proofs:
+            print(f"{proof.name:<12} {proof.status:<14} {proof.seconds:6.2f} s  {_first(proof.evidence)}")
+            for line in proof.evidence if verbose else ():
+                print(f"    {line}")
+    if verbose and result.qemu:
+        print(
+            f"{result.accelerator}, QEMU {result.qemu_version}: {process.quote(result.qemu)}", file=sys.stderr
+        )
+    if good:
+        return
+    if not result.qemu:
+        for proof in result.proofs:
+            print(f"klto: proof {proof.name} cannot run: {'; '.join(proof.evidence)}", file=sys.stderr)
+        return
+    for line in result.console_tail[-_SHOWN_LINES:]:
+        print(f"  | {line}", file=sys.stderr)
+    for proof in result.proofs:
+        if proof.status not in ("passed", "not-applicable"):
+            print(f"klto: proof {proof.name} {proof.status}: {result.ending}", file=sys.stderr)
+            for line in proof.evidence:
+                if line != result.ending:
+                    print(f"  {line}", file=sys.stderr)
+    print(f"  console log: {result.console_log}", file=sys.stderr)
+
+
+def _first(evidence: tuple[str, ...]) -> str:
+    return evidence[0] if evidence else ""

@@ -1,0 +1,102 @@
+"""``klto build``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
+
+if TYPE_CHECKING:
+    from klto.record import Record
+
+LTO_MODES = ("thin", "full", "none", "keep")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="make's targets; NAME=VALUE goes to make too"
+    )
+    add_tree_options(parser)
+    parser.add_argument(
+        "-k", dest="base", metavar="BASE", help="start from defconfig, allnoconfig or a .config file"
+    )
+    parser.add_argument(
+        "-K",
+        dest="fragments",
+        metavar="FRAGMENT",
+        action="append",
+        default=[],
+        help='a fragment file or CONFIG_X=y, =m, =n, ="text", =number; repeatable',
+    )
+    parser.add_argument(
+        "--lto", choices=LTO_MODES, help="the LTO mode (default: what the .config says; with -k, thin)"
+    )
+    add_jobs_option(parser)
+    parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
+    add_output_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build; 0 when the kernel is right."""
+    from klto.build.folder import Folder
+    from klto.build.plan import BuildRequest, make_plan
+    from klto.build.run import run_build
+    from klto.report.progress import progress_for
+
+    variables = tuple(word for word in args.targets if "=" in word)
+    request = BuildRequest(
+        tree=args.tree,
+        build_dir=args.build_dir,
+        arch=args.arch,
+        toolchain=args.toolchain,
+        targets=tuple(word for word in args.targets if "=" not in word),
+        make_variables=variables,
+        lto=args.lto,
+        base=args.base,
+        fragments=tuple(args.fragments),
+        jobs=args.jobs,
+        boot=args.boot,
+        boot_timeout=args.timeout,
+        argv=tuple(args.argv),
+        directory=Path.cwd(),
+    )
+    plan = make_plan(request)
+    folder = Folder(plan.build_dir)
+    progress = None if args.quiet else progress_for(link_seconds=folder.learnt().link_seconds)
+    try:
+        record = run_build(plan, [progress] if progress else [])
+    finally:
+        if progress:
+            progress.close()
+        if args.json and folder.record.exists():
+            sys.stdout.write(folder.record.read_text())
+    if not args.json and not args.quiet:
+        _summary(record, plan.build_dir)
+    return 0
+
+
+def _summary(record: Record, build_dir: Path) -> None:
+    from klto.report.units import duration, size
+
+    print(
+        f"{'built in':<10}{duration(record.wall_seconds or 0.0)}, {record.objects_compiled} objects compiled"
+    )
+    for artifact in record.artifacts:
+        if not artifact.path.endswith((".ko", "System.map")):
+            print(f"{os.path.basename(artifact.path):<10}{size(artifact.bytes)}  {build_dir / artifact.path}")
+    found = record.verification
+    if found:
+        modules = f", {found.kernel_modules} kernel modules" if found.kernel_modules else ""
+        print(f"{'LTO':<10}{found.lto}: {found.bitcode} bitcode and {found.native} native objects{modules}")
+    for boot in record.boots:
+        for proof in boot.proofs:
+            print(
+                f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})"
+            )
+    print(f"{'record':<10}{build_dir / '.klto' / 'record.json'}")

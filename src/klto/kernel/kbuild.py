@@ -1,0 +1,139 @@
+"""Drives make: command line, environment, and what its output says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from klto.kernel.toolchain import Toolchain
+from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree
+from klto.process import child_environment
+
+#: A line of Kbuild's short log: ``  CC [M]  lib/foo.o`` (quiet_cmd_* in scripts/Makefile.build and friends).
+_STEP = re.compile(r"^  ([A-Z][A-Z0-9_+-]*)(?: \[[MU]+\])? +(\S+)$")
+
+#: ``make[3]: *** [scripts/Makefile.build:243: init/main.o] Error 1`` (GNU make's src/job.c, child_error).
+_FAILED = re.compile(r"^make(?:\[(\d+)\])?: \*\*\* \[(?:[^\]]*: )?([^\]: ]+)\] (Error (\d+)|[A-Z][a-z].*)$")
+
+#: Kbuild's verbs for compiling or assembling one object of the kernel.
+OBJECT_VERBS = frozenset(("CC", "AS"))
+
+#: make's own talk: it repeats one failure for every level of recursion.
+_MAKE_TALK = re.compile(r"^make(\[\d+\])?: (\*\*\* (Waiting for|Deleting)|Entering|Leaving|Target)")
+
+#: Lines of a failing command to show. The whole log is on disk.
+_SHOWN_LINES = 40
+
+
+@dataclass(frozen=True)
+class Kbuild:
+    """One tree, toolchain and build dir, and make's variables for them (``NAME=VALUE`` of the user included)."""
+
+    tree: KernelTree
+    toolchain: Toolchain
+    build_dir: Path
+    variables: tuple[str, ...] = ()
+
+    def argv(self, targets: Sequence[str] = ()) -> list[str]:
+        """The make command: the same that a user would type, so that plain make finds nothing to do after it."""
+        command = self.tree.make_command(self.build_dir)
+        return [*command, *self.toolchain.make_args(), *self.variables, *targets]
+
+    def environment(self, first_in_path: Path | None, extra: Mapping[str, str]) -> dict[str, str]:
+        """make's environment: ``extra`` on top of this process's, ``first_in_path`` before all of PATH."""
+        env = child_environment(extra, drop=[name for name in MAKE_ENVIRONMENT_DROP if name not in extra])
+        path = self.toolchain.search_path()
+        env["PATH"] = f"{first_in_path}{os.pathsep}{path}" if first_in_path else path
+        return env
+
+
+@dataclass(frozen=True)
+class MakeStep:
+    """A command that make announced."""
+
+    verb: str
+    target: str
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it compiles or assembles one object of the kernel."""
+        return self.verb in OBJECT_VERBS and self.target.endswith(".o")
+
+
+def parse_step(line: str) -> MakeStep | None:
+    """The step that a line of make's output announces, if it is one of Kbuild's short log."""
+    found = _STEP.match(line)
+    return MakeStep(found[1], found[2]) if found else None
+
+
+@dataclass(frozen=True)
+class MakeFailure:
+    """A target that make could not make, and the lines that belong to it.
+
+    :param status: the recipe's exit status, None when make names a signal instead (``Killed``).
+    """
+
+    target: str
+    reason: str
+    status: int | None
+    lines: tuple[str, ...]
+
+
+def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
+    """The failures in make's output, first one first.
+
+    A failing recipe is reported once by each make above it; only the innermost, which comes first, counts. Its
+    lines are those since its step was announced, without the announcements of other jobs.
+    """
+    failures: list[MakeFailure] = []
+    shown: set[int] = set()
+    deepest = 0
+    for at, line in enumerate(lines):
+        found = _FAILED.match(line)
+        if not found:
+            continue
+        depth, status = int(found[1] or 0), int(found[4]) if found[4] else None
+        # A make whose sub-make failed reports that as Error 2 (GNU make's MAKE_FAILURE).
+        if failures and status == 2 and depth < deepest:
+            continue
+        deepest = max(deepest, depth)
+        failures.append(MakeFailure(found[2], found[3], status, _lines_before(lines, at, found[2], shown)))
+    return failures or _bare_errors(lines)
+
+
+def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -> tuple[str, ...]:
+    begin = 0
+    for index in range(at - 1, -1, -1):
+        step = parse_step(lines[index])
+        if step is not None and step.target == target:
+            begin = index + 1
+            break
+    own = []
+    for index in range(begin, at):
+        if (
+            index in shown
+            or parse_step(lines[index])
+            or _MAKE_TALK.match(lines[index])
+            or _FAILED.match(lines[index])
+        ):
+            continue
+        shown.add(index)
+        own.append(lines[index])
+    if len(own) > _SHOWN_LINES:
+        cut = len(own) - _SHOWN_LINES
+        own = [*own[: _SHOWN_LINES // 2], f"[{cut} lines left out]", *own[-_SHOWN_LINES // 2 :]]
+    return tuple(own)
+
+
+def _bare_errors(lines: Sequence[str]) -> list[MakeFailure]:
+    """Failures that name no target: ``Makefile:204: *** source directory cannot contain spaces.  Stop.``"""
+    found = []
+    for at, line in enumerate(lines):
+        if " *** " in line and not _MAKE_TALK.match(line):
+            found.append(
+                MakeFailure("make", line.partition(" *** ")[2], None, tuple(lines[max(0, at - 10) : at + 1]))
+            )
+    return found[:1]

@@ -1,0 +1,134 @@
+"""Runs the tree's own configuration programs, aside of the build dir's ``.config``.
+
+Everything they write goes to a folder below the build dir's ``.klto``: kconfig reads and writes the file that
+KCONFIG_CONFIG names, and touches ``include/config`` only when KCONFIG_AUTOCONFIG is not there (conf.c and
+confdata.c, 6.1 and 6.12).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from klto import process
+from klto.errors import UsageError
+from klto.kernel.toolchain import Toolchain
+from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree
+
+#: Seconds for one ``make *config``; it takes two to ten.
+_DEADLINE = 600.0
+
+#: A Kconfig file whose only effect is to write down conf's environment: ``srctree``, ``CC`` and some 150 more
+#: that the top Makefile computes and exports. KBUILD_KCONFIG is its way to name another Kconfig file.
+_ENVIRONMENT_KCONFIG = """\
+mainmenu "klto asks for the environment"
+klto-environment := $(shell,env -0 > {folder}/environment)
+"""
+
+
+@dataclass(frozen=True)
+class Kconfig:
+    """A tree's kconfig, working for one build dir with one toolchain."""
+
+    tree: KernelTree
+    toolchain: Toolchain
+    build_dir: Path
+    #: More arguments for make (``NAME=VALUE``), the same that the build gets.
+    make_args: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.build_dir / ".klto" / "kconfig"
+
+    @property
+    def result(self) -> Path:
+        """The configuration that :meth:`make` reads and writes instead of ``.config``."""
+        return self.folder / "config"
+
+    def prepare(self) -> None:
+        """An empty folder.
+
+        :raises UsageError: the build dir cannot be written.
+        """
+        try:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            # Its presence keeps kconfig from making include/config for a configuration that may be refused.
+            (self.folder / "auto.conf").touch()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def make(self, target: str, extra: Mapping[str, str] | None = None) -> list[str]:
+        """Run a configuration target.
+
+        :returns: what it said, as lines.
+        :raises UsageError: it failed.
+        """
+        done = process.run(
+            self._command(target), env=self._environment(extra), check=False, timeout=_DEADLINE
+        )
+        said = (done.stdout + done.stderr).splitlines()
+        if done.returncode != 0:
+            raise self._failure(target, done, said)
+        return said
+
+    def environment(self) -> dict[str, str]:
+        """The environment that make gives to kconfig's programs, which are built where they are missing."""
+        kconfig = self.folder / "Kconfig.environment"
+        folder = self.folder.relative_to(self.build_dir)
+        written = self.folder / "environment"
+        try:
+            kconfig.write_text(_ENVIRONMENT_KCONFIG.format(folder=folder))
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        self.make("listnewconfig", {"KBUILD_KCONFIG": str(kconfig.absolute())})
+        text = written.read_bytes().decode("utf-8", "surrogateescape")
+        return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+
+    def objects(self) -> list[Path]:
+        """The objects that every front end of the tree's kconfig shares: ``common-objs`` of
+        scripts/kconfig/Makefile (6.1 and 6.12)."""
+        names = ("confdata", "expr", "lexer.lex", "menu", "parser.tab", "preprocess", "symbol", "util")
+        return [self.build_dir / "scripts/kconfig" / f"{name}.o" for name in names]
+
+    def _command(self, target: str) -> Sequence[str]:
+        command = self.tree.make_command(self.build_dir)
+        return [*command, *self.toolchain.make_args(), *self.make_args, "-s", "--no-print-directory", target]
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        folder = self.folder.absolute()
+        own = {
+            "PATH": self.toolchain.search_path(),
+            "KCONFIG_CONFIG": str(self.result.absolute()),
+            "KCONFIG_AUTOCONFIG": f"{folder}/auto.conf",
+            "KCONFIG_AUTOHEADER": f"{folder}/autoconf.h",
+            "KCONFIG_RUSTCCFG": f"{folder}/rustc_cfg",
+        }
+        return process.child_environment({**own, **(extra or {})}, drop=MAKE_ENVIRONMENT_DROP)
+
+    def _failure(self, target: str, done: process.Finished, said: Sequence[str]) -> UsageError:
+        from klto.kernel import hostdeps
+
+        lines = tuple(line for line in said if line.strip() and not re.match(r"make(\[\d+\])?: ", line))
+        missing = hostdeps.missing(hostdeps.host_dependencies(self.toolchain))
+        return UsageError(
+            f"the kernel's own configuration failed (make {target}: "
+            f"{process.describe_status(done.returncode)}) for {self.build_dir}",
+            hostdeps.install_hint(missing)
+            if missing
+            else f"the command: {process.quote(self._command(target))}",
+            details=lines[-10:] or tuple(said[-10:]),
+        )
+
+
+def cannot_write(where: Path, error: OSError) -> UsageError:
+    """The error for a build dir that cannot be written, or a full disk."""
+    return UsageError(f"cannot write {where}: {error.strerror}", "choose another build dir with -b")

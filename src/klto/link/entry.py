@@ -1,0 +1,36 @@
+"""Where the shim hands a link over: ``python3 -I -S entry.py REAL_LINKER ARGS...``.
+
+Started by path and without site packages, so that it takes milliseconds; it finds klto by its own place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from klto.link.inputs import read_inputs
+from klto.link.request import parse_request
+from klto.link.run import run_link
+
+
+def main(argv: list[str]) -> int:
+    """Run the link in ``argv`` (real linker, then its arguments); the exit status for make."""
+    linker, arguments = argv[0], argv[1:]
+    request = parse_request(arguments)
+    inputs = read_inputs(request)
+    if inputs.bitcode == 0:
+        os.execv(linker, argv)
+    result = run_link(linker, arguments, request, inputs)
+    if result.returncode < 0:
+        # End the way the linker ended, so that make says the same ("Killed").
+        if -result.returncode not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-result.returncode, signal.SIG_DFL)
+        os.kill(os.getpid(), -result.returncode)
+    return result.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

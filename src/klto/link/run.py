@@ -1,0 +1,111 @@
+"""Run one LTO link: take a share of the build's jobs, start the linker, measure it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
+from klto.link import journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from klto.link.inputs import Inputs
+    from klto.link.request import LinkRequest
+
+#: Seconds to wait, for each byte of bitcode, for jobs that compilers still hold: a link cannot take more of them
+#: once it runs. 23 MB of an x86_64 6.12 kernel's bitcode take 56 s of CPU, so this is 4 % of a link's work; and
+#: at most three seconds, since compile jobs end in one or two.
+_PATIENCE_PER_BYTE, _MOST_PATIENCE = 0.1 / 1e6, 3.0
+
+#: lld's options for its own parallelism (lld/ELF/Options.td): given by the caller, they are left alone.
+_PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
+
+
+class LinkResult:
+    """``returncode`` is negative for a signal; ``peak_bytes`` is the linker's largest resident set."""
+
+    __slots__ = ("cpu_seconds", "peak_bytes", "returncode", "wall_seconds")
+
+    def __init__(self, returncode: int, wall_seconds: float, cpu_seconds: float, peak_bytes: int) -> None:
+        self.returncode = returncode
+        self.wall_seconds = wall_seconds
+        self.cpu_seconds = cpu_seconds
+        self.peak_bytes = peak_bytes
+
+
+def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> LinkResult:
+    """Run the real linker with ``arguments`` unchanged but for its number of threads, and journal it."""
+    tokens = Tokens(os.environ.get(ENV_PATH))
+    try:
+        # One module is one backend: more jobs than modules would idle.
+        wanted = min(int(os.environ.get(ENV_JOBS, "1")), inputs.bitcode) - 1
+        patience = min(inputs.bitcode_bytes * _PATIENCE_PER_BYTE, _MOST_PATIENCE)
+        jobs = 1 + tokens.acquire(wanted, patience)
+        parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
+        return _run([linker, *arguments, *parallel], request, inputs, jobs)
+    finally:
+        tokens.release()
+
+
+def _run(argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int) -> LinkResult:
+    # Not klto.process: the linker stays in make's process group, so that whatever ends the build ends it too.
+    begun = time.monotonic()
+    pid = os.posix_spawn(argv[0], argv, os.environ)
+    forwarded = _forward_signals(pid)
+    journal.append(
+        "link-started",
+        output=request.output,
+        directory=os.getcwd(),
+        pid=pid,
+        jobs=jobs,
+        bitcode_inputs=inputs.bitcode,
+        native_inputs=inputs.native,
+        bitcode_bytes=inputs.bitcode_bytes,
+        memory_available=_memory_available(),
+    )
+    _, status, used = os.wait4(pid, 0)
+    result = LinkResult(
+        os.waitstatus_to_exitcode(status),
+        time.monotonic() - begun,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss * 1024,  # KiB on Linux, getrusage(2)
+    )
+    journal.append(
+        "link-finished",
+        output=request.output,
+        returncode=result.returncode,
+        wall_seconds=result.wall_seconds,
+        cpu_seconds=result.cpu_seconds,
+        peak_bytes=result.peak_bytes,
+        stopped_by=forwarded[0] if forwarded else None,
+    )
+    return result
+
+
+def _forward_signals(pid: int) -> list[int]:
+    """Pass TERM, INT and HUP on to the linker; the list fills with the ones that came."""
+    came: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return  # It has just ended by itself.
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, forward)
+    return came
+
+
+def _memory_available() -> int:
+    """MemAvailable of /proc/meminfo in bytes."""
+    with open("/proc/meminfo") as stream:
+        for line in stream:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0

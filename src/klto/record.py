@@ -1,0 +1,306 @@
+"""The run record, ``<build dir>/.klto/record.json``, schema ``klto/record/1``.
+
+Written when the run starts, after every stage and at the end, by rename: an out-of-memory kill runs no
+``finally``. Fields may be added, never renamed. msgspec reads and writes it, checks types, and gives the JSON
+Schema (:func:`record_schema`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from klto.errors import UsageError
+from klto.events import (
+    Event,
+    LinkFinished,
+    LinkStarted,
+    Note,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Step,
+)
+from klto.files import write_whole
+
+SCHEMA = "klto/record/1"
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class Asked(_Value, frozen=True):
+    """What the user asked for. ``lto``: thin, full, none or keep."""
+
+    argv: list[str]
+    directory: str
+    targets: list[str] = []
+    lto: str = "keep"
+    base: str | None = None
+    requests: dict[str, str] = {}
+    make_variables: list[str] = []
+    jobs: int = 1
+    boot: bool = False
+
+
+class TreeIdentity(_Value, frozen=True):
+    """Which source tree."""
+
+    path: str
+    version: str
+    arch: str
+
+
+class ConfigIdentity(_Value, frozen=True):
+    """Which configuration. ``lto``: thin, full or none, read from the ``.config`` that was built."""
+
+    path: str
+    sha256: str
+    lto: str
+
+
+class ToolchainIdentity(_Value, frozen=True):
+    """Which LLVM. ``spelling`` is make's argument; the texts are what the tools say of themselves."""
+
+    spelling: str
+    clang: str
+    clang_version: str
+    linker: str
+    linker_version: str
+
+
+class Machine(_Value, frozen=True):
+    """What the machine offered at the start, memory in bytes."""
+
+    cpus: int
+    memory_bytes: int
+    memory_available: int
+
+
+class Stage(_Value, frozen=True):
+    """One stage of the run. ``status``: running, done, failed, interrupted or skipped.
+
+    ``peak_bytes`` is the largest resident set of a single process seen in the stage and ``peak_process`` its
+    name; ``cpu_seconds`` is user and system time of all processes of the stage. None: not measured.
+    """
+
+    name: str
+    start: float
+    status: str
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_bytes: int | None = None
+    peak_process: str | None = None
+
+
+class Module(_Value, frozen=True):
+    """One bitcode module of a link."""
+
+    name: str
+    seconds: float | None
+    bytes_in: int
+    bytes_out: int | None
+    cached: bool
+
+
+class Link(_Value, frozen=True):
+    """One LTO link. ``returncode``: negative for a signal, None while it runs or when it never reported."""
+
+    output: str
+    directory: str
+    start: float
+    jobs: int
+    bitcode_inputs: int
+    native_inputs: int
+    bitcode_bytes: int
+    memory_available: int
+    returncode: int | None = None
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_bytes: int | None = None
+    modules: list[Module] = []
+
+
+class Verification(_Value, frozen=True):
+    """What was found in the finished build. ``bitcode`` and ``native`` count the members of vmlinux.a."""
+
+    lto: str
+    bitcode: int
+    native: int
+    kernel_modules: int
+    vmlinux_o_links: int
+    problems: list[str] = []
+    warnings: list[str] = []
+
+
+class Proof(_Value, frozen=True):
+    """One proof of a boot. ``status``: passed, failed, not-applicable or unknown."""
+
+    name: str
+    status: str
+    seconds: float
+    evidence: list[str] = []
+
+
+class Boot(_Value, frozen=True):
+    """One boot of the kernel."""
+
+    image: str
+    accelerator: str
+    seconds: float
+    console: str
+    proofs: list[Proof]
+
+
+class Artifact(_Value, frozen=True):
+    """A file that the build made. ``path`` is relative to the build dir."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Record(_Value, frozen=True):
+    """A run of ``klto build``. ``status``: running, done, failed or interrupted. Times in seconds."""
+
+    schema: str
+    klto_version: str
+    status: str
+    started: float
+    pid: int
+    asked: Asked
+    machine: Machine
+    wall_seconds: float | None = None
+    exit_status: int | None = None
+    message: str | None = None
+    tree: TreeIdentity | None = None
+    config: ConfigIdentity | None = None
+    toolchain: ToolchainIdentity | None = None
+    stages: list[Stage] = []
+    objects_compiled: int = 0
+    links: list[Link] = []
+    removed: list[str] = []
+    notes: list[str] = []
+    verification: Verification | None = None
+    findings: list[dict[str, Any]] = []
+    boots: list[Boot] = []
+    artifacts: list[Artifact] = []
+    log: str | None = None
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``klto/record/1``."""
+    return msgspec.json.schema(Record)
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    :raises UsageError: when it cannot be read or is no record of this schema.
+    """
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is no klto record: {error}") from error
+    if record.schema != SCHEMA:
+        raise UsageError(f"{path} has schema {record.schema!r}; this klto reads {SCHEMA!r}")
+    return record
+
+
+def encode_record(record: Record) -> bytes:
+    """The record as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+class RecordKeeper:
+    """Follows the events of a run and keeps its record up to date on disk."""
+
+    def __init__(self, path: Path, record: Record) -> None:
+        self.path = path
+        self.record = record
+        self.save()
+
+    def update(self, **fields: object) -> None:
+        """Replace fields of the record; it is written with the next stage or at the end."""
+        self.record = msgspec.structs.replace(self.record, **fields)
+
+    def save(self) -> None:
+        """Write the record now."""
+        write_whole(self.path, encode_record(self.record), durable=True)
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event."""
+        match event:
+            case RunStarted():
+                self.update(started=event.time)
+            case StageStarted():
+                stage = Stage(name=event.stage, start=event.time, status="running")
+                self.update(stages=[*self.record.stages, stage])
+                self.save()
+            case StageFinished():
+                self._finish_stage(event)
+                self.save()
+            case Step(verb="CC" | "AS"):
+                self.update(objects_compiled=self.record.objects_compiled + 1)
+            case LinkStarted():
+                self.update(links=[*self.record.links, _link_of(event)])
+            case LinkFinished():
+                self._finish_link(event)
+            case Note():
+                self.update(notes=[*self.record.notes, event.text])
+            case RunFinished():
+                self.update(
+                    status=event.status,
+                    exit_status=event.exit_status,
+                    message=event.message,
+                    wall_seconds=event.time - self.record.started,
+                )
+                self.save()
+
+    def _finish_stage(self, event: StageFinished) -> None:
+        stages = list(self.record.stages)
+        for index in reversed(range(len(stages))):
+            if stages[index].name == event.stage:
+                stages[index] = msgspec.structs.replace(
+                    stages[index],
+                    status=event.status,
+                    wall_seconds=event.wall_seconds,
+                    cpu_seconds=event.cpu_seconds,
+                    peak_bytes=event.peak_bytes,
+                    peak_process=event.peak_process,
+                )
+                break
+        self.update(stages=stages)
+
+    def _finish_link(self, event: LinkFinished) -> None:
+        links = list(self.record.links)
+        for index in reversed(range(len(links))):
+            if links[index].output == event.output and links[index].returncode is None:
+                links[index] = msgspec.structs.replace(
+                    links[index],
+                    returncode=event.returncode,
+                    wall_seconds=event.wall_seconds,
+                    cpu_seconds=event.cpu_seconds,
+                    peak_bytes=event.peak_bytes,
+                )
+                break
+        self.update(links=links)
+
+
+def _link_of(event: LinkStarted) -> Link:
+    return Link(
+        output=event.output,
+        directory=event.directory,
+        start=event.time,
+        jobs=event.jobs,
+        bitcode_inputs=event.bitcode_inputs,
+        native_inputs=event.native_inputs,
+        bitcode_bytes=event.bitcode_bytes,
+        memory_available=event.memory_available,
+    )
