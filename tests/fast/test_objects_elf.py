@@ -19,6 +19,7 @@ from elf_oracle import (
 from objects_helpers import LLVMS, assembled, compiled, nm, run, scratch, tool
 
 from klto.objects.elf import SHF_COMPRESSED, Elf
+from klto.objects.elf_sections import section_names
 from klto.objects.errors import MalformedObject
 from klto.objects.relocation_types import relocation_name, relocation_types
 from klto.objects.relocations import RelocationReader
@@ -62,6 +63,7 @@ def test_every_table_of_every_target(version: int, target: str) -> None:
     assert sections(elf) == wanted_sections(path, version)
     assert symbols(elf) == wanted_symbols(path, version)
     assert relocations(elf) == wanted_relocations(path, version)
+    assert section_names(path) == elf.section_names
     assert len(relocations(elf)) > 30
     assert elf.producers == [line for line in elf.producers if "clang version" in line] != []
     named = [entry for entry in sorted(nm(path, version)) if entry[1]]
@@ -81,6 +83,7 @@ def test_more_sections_than_the_header_can_count() -> None:
     elf = read(path)
     assert len(elf.sections) > 65280
     assert sections(elf) == wanted_sections(path, 19)
+    assert section_names(path) == elf.section_names
     for each in (source, path):
         assert symbols(read(each)) == wanted_symbols(each, 19)
         assert relocations(read(each)) == wanted_relocations(each, 19)

@@ -1,17 +1,14 @@
-"""Every object of the three test kernels, against LLVM's own tools: all symbols, all relocations, all modules."""
+"""Every object of the three test kernels against LLVM's own tools: all symbols, relocations, modules."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "fast")]
 
 import bitcode_oracle
 import elf_oracle
