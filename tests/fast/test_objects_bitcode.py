@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from bitcode_oracle import letters, of_records, of_text, read, wanted_of_records, wanted_of_text
 from objects_helpers import LLVMS, compiled, nm, run, scratch, tool
 
 from klto.objects import irsymtab
@@ -74,16 +75,6 @@ def two_modules(version: int) -> Path:
     return compiled(CXX, version, X86, *flags, suffix=".cpp")
 
 
-def read(path: Path) -> Bitcode:
-    return Bitcode(path.read_bytes(), str(path))
-
-
-def letters(bitcode: Bitcode) -> list[tuple[str, str]]:
-    """Our symbols as llvm-nm prints them: sorted by name, those that it leaves out left out."""
-    found = [(letter_of_ir(symbol.flags), symbol.name) for symbol in bitcode.symbols()]
-    return sorted((entry for entry in found if entry[0] != " "), key=lambda entry: entry[1].encode())
-
-
 @pytest.mark.parametrize(("version", "variant"), EVERY)
 def test_symbols_are_llvm_nms(version: int, variant: str) -> None:
     path = the_object(version, variant)
@@ -134,79 +125,27 @@ def test_flags_of_symbols(version: int) -> None:
     assert from_asm == names
 
 
-def dis(path: Path, version: int, module: int | None = None) -> str:
-    """The module as text; of a file with several, one that llvm-modextract took out."""
-    if module is not None:
-        part = path.with_suffix(f".{module}.bc")
-        run(tool("llvm-modextract", version), path, "-n", str(module), "-o", part)
-        path = part
-    return run(tool("llvm-dis", version), path, "-o", "-")
-
-
-def unescape(text: str) -> bytes:
-    """LLVM's text form of a string: a backslash and two hexadecimal digits for what is not printable."""
-    raw = text.encode("utf-8", "surrogateescape")
-    return re.sub(rb"\\([0-9A-Fa-f]{2})", lambda match: bytes([int(match[1], 16)]), raw).replace(
-        rb"\\", b"\\"
-    )
+@pytest.mark.parametrize(("version", "variant"), EVERY)
+def test_text_is_llvm_diss(version: int, variant: str) -> None:
+    path = the_object(version, variant)
+    (module,) = read(path).modules
+    found = of_text(module)
+    assert found == wanted_of_text(path, version)
+    assert len(module.properties.asm.splitlines()) == 13
+    assert len(list(module.inline_asm())) == 5
+    assert module.properties.version == 2
+    assert "my section" in module.properties.section_names
 
 
 @pytest.mark.parametrize(("version", "variant"), EVERY)
-def test_properties_are_llvm_diss(version: int, variant: str) -> None:
+def test_records_are_llvm_bcanalyzers(version: int, variant: str) -> None:
     path = the_object(version, variant)
-    text = dis(path, version)
-    properties = read(path).modules[0].properties
-    quoted = re.compile(r'^(target datalayout|target triple|source_filename) = "(.*)"$', re.MULTILINE)
-    assert {match[1]: match[2] for match in quoted.finditer(text)} == {
-        "target datalayout": properties.data_layout,
-        "target triple": properties.target_triple,
-        "source_filename": properties.source_filename,
-    }
-    asm = [unescape(line) for line in re.findall(r'^module asm "(.*)"$', text, re.MULTILINE)]
-    assert properties.asm.splitlines() == asm
-    assert len(asm) == 13
-    assert properties.version == 2
-    assert "my section" in properties.section_names
-
-
-@pytest.mark.parametrize(("version", "variant"), EVERY)
-def test_inline_assembly_is_llvm_diss(version: int, variant: str) -> None:
-    path = the_object(version, variant)
-    quoted = r'"((?:[^"\\]|\\.)*)"'
-    calls = re.findall(
-        rf" asm (?:sideeffect |alignstack |inteldialect |unwind )*{quoted}, {quoted}", dis(path, version)
-    )
-    wanted = {(unescape(text), unescape(constraints)) for text, constraints in calls}
-    found = [(inline.text, inline.constraints) for inline in read(path).modules[0].inline_asm()]
-    assert set(found) == wanted
-    assert len(wanted) == 5
-
-
-def analyzed(path: Path, version: int) -> str:
-    return run(tool("llvm-bcanalyzer", version), "--dump", path)
-
-
-def ops(line: str) -> list[int]:
-    return [int(value) for value in re.findall(r"op\d+=(\d+)", line)]
-
-
-@pytest.mark.parametrize(("version", "variant"), EVERY)
-def test_hash_summary_and_producer_are_llvm_bcanalyzers(version: int, variant: str) -> None:
-    path = the_object(version, variant)
-    module = read(path).modules[0]
-    text = analyzed(path, version)
-    hashes = [line for line in text.splitlines() if line.startswith("  <HASH ")]
-    wanted = b"".join(word.to_bytes(4, "big") for word in ops(hashes[0])) if hashes else None
-    assert module.properties.hash == wanted
-    assert (wanted is not None) == (variant in ("thin", "debug", "medium"))
-    block = {"<GLOBALVAL_SUMMARY_BLOCK ": "thin", "<FULL_LTO_GLOBALVAL_SUMMARY_BLOCK ": "full"}
-    assert [block[name] for name in block if name in text] == [module.properties.summary] * (
-        variant != "plain"
-    )
-    producer = re.search(r"<STRING .*record string = '(.*)'", text)
-    assert producer
-    assert (module.producer, module.epoch) == (producer[1], 0)
-    assert producer[1].startswith(f"LLVM{version}")
+    (module,) = read(path).modules
+    found = of_records(module)
+    assert found == wanted_of_records(path, version)
+    assert (found["hash"] is not None) == (variant in ("thin", "debug", "medium"))
+    assert found["summary"] == {"full": "full", "plain": None}.get(variant, "thin")
+    assert str(found["producer"]).startswith(f"LLVM{version}")
 
 
 @pytest.mark.parametrize("version", LLVMS)
@@ -214,8 +153,10 @@ def test_both_modules_of_a_split_unit(version: int) -> None:
     path = two_modules(version)
     bitcode = read(path)
     for number, module in enumerate(bitcode.modules):
-        text = dis(path, version, number)
-        assert f'target triple = "{module.properties.target_triple}"' in text
+        part = path.with_suffix(f".{number}.bc")
+        run(tool("llvm-modextract", version), path, "-n", str(number), "-o", part)
+        assert of_text(module) == wanted_of_text(part, version)
+        text = run(tool("llvm-dis", version), part, "-o", "-")
         assert sorted(letter_of_ir(s.flags) + s.name for s in module.symbols() if s.name == "_Z1gP1A") == (
             ["T_Z1gP1A"] if "define" in text and "@_Z1gP1A(" in text else []
         )

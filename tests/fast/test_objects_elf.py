@@ -7,11 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from objects_helpers import LLVMS, assembled, braces, compiled, nm, number, run, scratch, tool
+from elf_oracle import (
+    letters,
+    relocations,
+    sections,
+    symbols,
+    wanted_relocations,
+    wanted_sections,
+    wanted_symbols,
+)
+from objects_helpers import LLVMS, assembled, compiled, nm, run, scratch, tool
 
 from klto.objects.elf import SHF_COMPRESSED, Elf
+from klto.objects.elf_sections import section_names
 from klto.objects.errors import MalformedObject
-from klto.objects.nm import ElfSymbols
 from klto.objects.relocation_types import relocation_name, relocation_types
 from klto.objects.relocations import RelocationReader
 
@@ -46,87 +55,6 @@ def read(path: Path) -> Elf:
     return Elf(path.read_bytes(), str(path))
 
 
-def sections(elf: Elf) -> list[tuple[object, ...]]:
-    fields = ("type", "flags", "addr", "offset", "size", "link", "info", "addralign", "entsize")
-    return [
-        (name, *(int(row[f"sh_{field}"]) for field in fields))
-        for name, row in zip(elf.section_names, elf.sections, strict=True)
-    ]
-
-
-def wanted_sections(path: Path, version: int) -> list[tuple[object, ...]]:
-    keys = ("Type", "Flags", "Address", "Offset", "Size", "Link", "Info", "AddressAlignment", "EntrySize")
-    groups = braces(run(tool("llvm-readobj", version), "--sections", path), "Section")
-    return [(group["Name"].rpartition(" (")[0], *(number(group[key]) for key in keys)) for group in groups]
-
-
-def symbols(elf: Elf) -> list[tuple[object, ...]]:
-    table = elf.symtab
-    assert table
-    rows = zip(table.names, table.table, table.section.tolist(), strict=True)
-    return [
-        (
-            name,
-            int(row["st_value"]),
-            int(row["st_size"]),
-            int(row["st_info"]) >> 4,
-            int(row["st_info"]) & 15,
-            int(row["st_other"]),
-            section if section >= 0 else int(row["st_shndx"]),
-        )
-        for name, row, section in rows
-    ]
-
-
-def wanted_symbols(path: Path, version: int) -> list[tuple[object, ...]]:
-    groups = braces(run(tool("llvm-readobj", version), "--symbols", path), "Symbol")
-    keys = ("Value", "Size", "Binding", "Type")
-    found = []
-    for group in groups:
-        numbers = [number(group[key]) for key in keys]
-        # Section symbols have no name of their own; llvm-readobj prints their section's.
-        name = group["Name"].rpartition(" (")[0] if not group["Name"].endswith("(0)") else ""
-        found.append((name, *numbers, number(group["Other"]), number(group["Section"])))
-    return found
-
-
-def relocations(elf: Elf) -> list[tuple[object, ...]]:
-    reader = RelocationReader(elf)
-    rows = reader.all
-    return [
-        (
-            table,
-            int(row["r_offset"]),
-            relocation_name(elf.header.e_machine, int(row["r_type"])),
-            *sym_addend(row),
-        )
-        for table, row in zip(rows.table.tolist(), rows.entries, strict=True)
-    ]
-
-
-def sym_addend(row: np.void) -> tuple[int, int]:
-    return int(row["r_sym"]), int(row["r_addend"])
-
-
-def wanted_relocations(path: Path, version: int) -> list[tuple[object, ...]]:
-    text = run(tool("llvm-readobj", version), "--relocations", "--expand-relocs", path)
-    found = []
-    table = 0
-    for part in text.split("  Section (")[1:]:
-        table = int(part.split(")")[0])
-        for group in braces(part, "Relocation"):
-            addend = int(group.get("Addend", "0x0"), 0)
-            name = group["Type"].rpartition(" (")[0]
-            symbol = 0 if group["Symbol"] == "-" else number(group["Symbol"])
-            found.append((table, int(group["Offset"], 0), name, symbol, addend - (1 << 64) * (addend >> 63)))
-    return found
-
-
-def letters(path: Path) -> list[tuple[str, str]]:
-    found = [(letter, name) for letter, name, _ in ElfSymbols(path.read_bytes(), str(path)).matching(b"")]
-    return sorted(entry for entry in found if entry[0] != " " and entry[1])
-
-
 @pytest.mark.parametrize(("version", "target"), EVERY)
 def test_every_table_of_every_target(version: int, target: str) -> None:
     flags = ("-O2", "-ffunction-sections", "-fcommon", "-g")
@@ -135,6 +63,7 @@ def test_every_table_of_every_target(version: int, target: str) -> None:
     assert sections(elf) == wanted_sections(path, version)
     assert symbols(elf) == wanted_symbols(path, version)
     assert relocations(elf) == wanted_relocations(path, version)
+    assert section_names(path) == elf.section_names
     assert len(relocations(elf)) > 30
     assert elf.producers == [line for line in elf.producers if "clang version" in line] != []
     named = [entry for entry in sorted(nm(path, version)) if entry[1]]
@@ -154,6 +83,7 @@ def test_more_sections_than_the_header_can_count() -> None:
     elf = read(path)
     assert len(elf.sections) > 65280
     assert sections(elf) == wanted_sections(path, 19)
+    assert section_names(path) == elf.section_names
     for each in (source, path):
         assert symbols(read(each)) == wanted_symbols(each, 19)
         assert relocations(read(each)) == wanted_relocations(each, 19)

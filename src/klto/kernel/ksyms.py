@@ -85,6 +85,9 @@ def autoksyms(build_dir: Path, modorder: Path | None, whitelist: Path | None, mo
         text += _read(whitelist, "CONFIG_UNUSED_KSYMS_WHITELIST names a file in the source tree")
     # sed 's/ /\n/g', empty lines out, one leading dot off (ppc64's entry points), sort -u in the C locale.
     lines = text.replace(b" ", b"\n").split(b"\n")
+    # A last line without its newline, of which the dot is all: sed then prints nothing.
+    if lines[-1] == b".":
+        lines.pop()
     names = {line.removeprefix(b".") for line in lines if line}
     return _HEAD + b"".join(b"#define __KSYM_%s 1\n" % name for name in sorted(names - {b"__this_module"}))
 
