@@ -51,6 +51,7 @@ def test_the_result_is_an_lto_kernel(kernel: Kernel) -> None:
     assert record.verification.bitcode > 600
     assert 10 < record.verification.native < 60
     assert record.verification.vmlinux_o_links <= 1
+    assert len(record.initcalls) > 100
     assert record.config is not None
     assert record.config.lto == ("full" if "full" in kernel.build_dir.name else "thin")
     assert ".text" in section_names(kernel.build_dir / "vmlinux")

@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from klto import __version__, machine
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.plan import Plan
-from klto.build.verify import artifacts, verify_build
+from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
@@ -41,9 +43,11 @@ from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
     SCHEMA,
+    Artifact,
     Asked,
     Boot,
     ConfigIdentity,
+    Initcall,
     Machine,
     Proof,
     Record,
@@ -89,6 +93,7 @@ class _Run:
     def __init__(self, plan: Plan, folder: Folder, observers: Sequence[Observer]) -> None:
         self.plan, self.folder, self.observers = plan, folder, observers
         self.killed_before = folder.was_killed()
+        self.before = folder.last_record()
         folder.keep_last_log()
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
@@ -245,7 +250,12 @@ class _Run:
         links = sum(os.path.basename(begun.output) == VMLINUX_O for begun, _ in result.links)
         verification = verify_build(build_dir, config.lto, links)
         image = build_dir / IMAGES[self.plan.tree.arch]
-        self.keeper.update(verification=verification, artifacts=artifacts(build_dir, image))
+        made = artifacts(build_dir, image)
+        self.keeper.update(verification=verification, artifacts=made)
+        order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])
+        self.keeper.update(initcalls=order)
+        verification = msgspec.structs.replace(verification, problems=[*verification.problems, *wrong])
+        self.keeper.update(verification=verification)
         for warning in verification.warnings:
             self.emit(Note(text=warning, level="warning"))
         if verification.problems:
@@ -254,6 +264,13 @@ class _Run:
                 f"log: {self.folder.log}",
                 tuple(verification.problems[1:]),
             )
+
+    def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
+        """The order of initcalls that the objects have, and what is different in vmlinux."""
+        before = self.before if self.before and self.before.status == "done" else None
+        if before and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts):
+            return before.initcalls, []  # Compared when this very vmlinux was made.
+        return compare_initcalls(self.plan.build_dir)
 
     def _boot(self) -> None:
         from klto.boot.guest import Compiler
@@ -292,6 +309,10 @@ def again(plan: Plan) -> str:
     """The command line that repeats the run, for any shell and directory."""
     command = quote(["klto", *plan.request.argv])
     return f"cd {quote([str(plan.request.directory.absolute())])} && {command}"
+
+
+def _digest_of(path: str, made: list[Artifact]) -> str | None:
+    return next((artifact.sha256 for artifact in made if artifact.path == path), None)
 
 
 def _judge_boot(result: BootResult) -> None:

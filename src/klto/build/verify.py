@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from klto.kernel.initcalls import NoInitcalls, in_run_order, read_initcalls
+from klto.link.request import parse_request
 from klto.objects.archive import Member, leaves, read_archive
 from klto.objects.elf_sections import section_names
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
-from klto.record import Artifact, Verification
+from klto.record import Artifact, Initcall, Verification
 
 #: Sections in which clang embeds bitcode (``-fembed-bitcode``, ``-ffat-lto-objects``):
 #: llvm/lib/Bitcode/Writer/BitcodeWriter.cpp, embedBitcodeInModule; llvm/lib/Object/ObjectFile.cpp.
@@ -114,6 +117,29 @@ def _not_final(path: Path) -> str | None:
     except MalformedObject as error:
         return error.problem
     return f"holds bitcode in section {', '.join(sorted(found))}" if found else None
+
+
+def compare_initcalls(build_dir: Path) -> tuple[list[Initcall], list[str]]:
+    """The initcalls of the vmlinux.o link's inputs in the order in which a kernel runs them, and how vmlinux's own
+    tables differ from that, one line each.
+
+    :raises MalformedObject: when an object or vmlinux cannot be read.
+    """
+    from klto.kernel.initcall_tables import differences, read_tables  # Late: it needs numpy.
+
+    try:
+        found = read_initcalls([str(path) for path in _vmlinux_inputs(build_dir)])
+    except NoInitcalls:
+        return [], []  # Not a Linux kernel that does anything; what the link had is verified all the same.
+    order = [Initcall(level=i.level, function=i.function, object=i.object) for i in in_run_order(found)]
+    return order, differences(found, read_tables(build_dir / "vmlinux"))
+
+
+def _vmlinux_inputs(build_dir: Path) -> list[Path]:
+    """The archives of the vmlinux.o link, from the command that Kbuild saved."""
+    saved = (build_dir / ".vmlinux.o.cmd").read_text(errors="replace").splitlines()[0]
+    words = shlex.split(saved.partition(":= ")[2].partition(";")[0])
+    return [build_dir / name for name in parse_request(words[1:]).inputs]
 
 
 def artifacts(build_dir: Path, image: Path) -> list[Artifact]:
