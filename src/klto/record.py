@@ -108,7 +108,10 @@ class Module(_Value, frozen=True):
 
 
 class Link(_Value, frozen=True):
-    """One LTO link. ``returncode``: negative for a signal, None while it runs or when it never reported."""
+    """One LTO link. ``returncode``: negative for a signal, None while it runs or when it never reported.
+
+    ``generated``: modules whose code was generated, the others came from the link cache; None without it.
+    """
 
     output: str
     directory: str
@@ -122,6 +125,7 @@ class Link(_Value, frozen=True):
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     peak_bytes: int | None = None
+    generated: int | None = None
     modules: list[Module] = []
 
 
@@ -288,6 +292,7 @@ class RecordKeeper:
                     wall_seconds=event.wall_seconds,
                     cpu_seconds=event.cpu_seconds,
                     peak_bytes=event.peak_bytes,
+                    generated=event.generated,
                 )
                 break
         self.update(links=links)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-
 from objects_helpers import compiled, tool
 
 from klto.kernel.initcall_tables import differences, read_tables

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
 import bitcode_oracle
 import elf_oracle
+import pytest
 from objects_helpers import run, tool
 
 from klto.objects.archive import read_archive

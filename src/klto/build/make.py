@@ -27,6 +27,7 @@ from klto.events import (
     Tick,
 )
 from klto.kernel.kbuild import parse_step
+from klto.link.store import ENTRY_PREFIX
 from klto.process import Child, Usage, started
 
 #: Seconds between looks at the journal and the processes' memory.
@@ -147,6 +148,7 @@ class MakeRun:
                 process=largest.name if largest else None,
                 resident_bytes=largest.now if largest else 0,
                 link_bytes=linker.now if linker else None,
+                link_generated=_generated(link[0].view) if link else None,
             )
         )
 
@@ -197,6 +199,16 @@ class MakeRun:
                 peak_process=process,
             )
         )
+
+
+def _generated(view: str | None) -> int | None:
+    """How many new entries of the link cache a link has made so far."""
+    if view is None:
+        return None
+    try:
+        return sum(item.name.startswith(ENTRY_PREFIX) and not item.is_symlink() for item in os.scandir(view))
+    except OSError:
+        return None  # The link has just ended and its view with it.
 
 
 def _cpu(child: Child, without: int | None = None) -> float:

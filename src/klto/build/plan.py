@@ -7,6 +7,7 @@ from pathlib import Path
 
 from klto import machine
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel.hostdeps import check_host
 from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
@@ -34,6 +35,8 @@ class BuildRequest:
     base: str | None = None
     fragments: tuple[str, ...] = ()
     jobs: int | None = None
+    cache_dir: Path | None = None
+    no_cache: bool = False
     boot: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
@@ -57,9 +60,21 @@ class Plan:
         return self.kbuild.build_dir
 
     @property
+    def link_cache(self) -> Path | None:
+        """The root of the link cache; None without one."""
+        if self.request.no_cache:
+            return None
+        return (self.request.cache_dir or default_cache_dir()).absolute()
+
+    @property
     def tree(self) -> KernelTree:
         """The source tree."""
         return self.kbuild.tree
+
+
+def default_cache_dir() -> Path:
+    """The link cache's root when none is named."""
+    return user_cache_dir() / "link"
 
 
 def make_plan(request: BuildRequest) -> Plan:

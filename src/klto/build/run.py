@@ -35,6 +35,7 @@ from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, read_config
 from klto.kernel.leftovers import find_leftovers
+from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
@@ -183,7 +184,11 @@ class _Run:
                 *plan.kbuild.argv(plan.request.targets),
                 *([f"SHELL={shims.shell}"] if shims.shell else []),
             ]
-            extra = {**server.environment(), ENV_JOURNAL: str(folder.journal)}
+            extra = {
+                **server.environment(),
+                ENV_JOURNAL: str(folder.journal),
+                ENV_CACHE: str(plan.link_cache or ""),
+            }
             run = MakeRun(
                 argv=argv,
                 environment=plan.kbuild.environment(shims.folder, extra),

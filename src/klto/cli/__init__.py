@@ -21,6 +21,8 @@ from klto.errors import InterruptedRun, KltoError
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what is installed or missing, and whether this tree and config can do LTO"),
     "build": ("build", "configure, build and verify a kernel with LTO"),
+    "cache": ("cache", "look after the link cache"),
+    "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
@@ -54,8 +56,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     module_name, text = COMMANDS[first.command]
     module = importlib.import_module(f"klto.cli.{module_name}")
     parser = _Parser(prog=f"klto {first.command}", description=text[0].upper() + text[1:] + ".")
-    module.configure(parser)
-    args = parser.parse_args(argv[1:])
+    if first.command == "ld":
+        args = argparse.Namespace(arguments=argv[1:])  # The linker reads all of it, --help too.
+    else:
+        module.configure(parser)
+        args = parser.parse_args(argv[1:])
     args.run, args.argv = module.run, argv
     return args
 

@@ -37,6 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lto", choices=LTO_MODES, help="the LTO mode (default: what the .config says; with -k, thin)"
     )
     add_jobs_option(parser)
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="the link cache (default: in the user's cache)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -61,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         fragments=tuple(args.fragments),
         jobs=args.jobs,
+        cache_dir=args.cache_dir,
+        no_cache=args.no_cache,
         boot=args.boot,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),
@@ -94,6 +100,11 @@ def _summary(record: Record, build_dir: Path) -> None:
     if found:
         modules = f", {found.kernel_modules} kernel modules" if found.kernel_modules else ""
         print(f"{'LTO':<10}{found.lto}: {found.bitcode} bitcode and {found.native} native objects{modules}")
+    for link in record.links:
+        if link.output == "vmlinux.o" and link.generated is not None:
+            took = duration(link.wall_seconds or 0.0)
+            shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the others from the cache"
+            print(f"{'link':<10}{took}: {shares}")
     for boot in record.boots:
         for proof in boot.proofs:
             print(

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _INCLUDING = re.compile(rb"(?<![\w.$@])\.(incbin|include)(?![\w.$@])", re.IGNORECASE)
 #: A directive whose name a macro's argument is part of. ".L\@" and the like are labels, made so everywhere.
 _COMPOSED = re.compile(rb"(?:^|[;\n])[ \t]*(\.(?!L)[\w.]*\\[\w\\().@]+)[ \t]+(?=[\"<\\])")
+#: AsmParser.cpp, DK_MACRO, DK_IRP, DK_IRPC: directives with arguments that are put in for "\\name".
+_MACRO = re.compile(rb"(?<![\w.$@])\.(?:macro|irpc?)(?![\w.$@])", re.IGNORECASE)
 _STRING = re.compile(rb'[ \t]*"((?:[^"\\\n]|\\[^\n])*)"')
 #: AsmParser::parseEscapedString.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]+|[0-7]{1,3}|.)", re.IGNORECASE)
@@ -77,6 +79,8 @@ def _file_name(text: bytes, at: int) -> str | None:
     string = _STRING.match(text, at)
     if string is None or _OPERAND in string[1]:
         return None
+    if b"\\" in string[1] and _MACRO.search(text):
+        return None  # "\\name" may be a macro's argument, though it reads as an escape and some letters.
     # Within a macro "\\name" is an argument of it; outside it would be a wrong escape, an error.
     try:
         return _ESCAPE.sub(_unescape, string[1]).decode("utf-8", "surrogateescape")

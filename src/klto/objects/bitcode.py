@@ -196,6 +196,11 @@ class Module:
         asm = text.get(_MODULE_CODE_ASM, b"")
         return Properties(version, triple, layout, source, asm, tuple(sections), digest, summary)
 
+    def hash_record(self) -> Record | None:
+        """The record of its hash, or None when it has none."""
+        records = self._stream.items(self._block, [], (_MODULE_CODE_HASH,), {})
+        return next((item for item in records if isinstance(item, Record)), None)
+
     def _hash(self, record: Record) -> bytes:
         """HASH: [5*i32], each written with its first byte highest (BitcodeWriter.cpp, writeModuleHash)."""
         words = record.ops(6)
@@ -348,6 +353,11 @@ class Bitcode:
         self.symbol_table: SymbolTable | None = None
         self.symbol_table_problem = "no symbol table"
         self._read_top_level()
+
+    @property
+    def base(self) -> int:
+        """Bytes of the wrapper before the bitcode; bit offsets of records count from behind them."""
+        return self._stream.base
 
     def _read_top_level(self) -> None:
         """As getBitcodeFileContents does it: a STRTAB serves the modules before it that have none yet."""
