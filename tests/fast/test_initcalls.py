@@ -299,7 +299,7 @@ def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     path = str(archive(19, BITCODE, BITCODE))
     assert main(["initcalls", path, "-o", str(tmp_path / "no" / "where")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_the_short_way_stays_short() -> None:

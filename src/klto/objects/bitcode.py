@@ -133,13 +133,37 @@ class Properties:
 class Module:
     """One module of a bitcode file; most files have one, ``-fsplit-lto-unit`` can make two."""
 
-    def __init__(self, stream: Bitstream, block: Block) -> None:
+    def __init__(self, stream: Bitstream, block: Block, identification: Block | None) -> None:
         self._stream = stream
         self._block = block
-        #: IDENTIFICATION_CODE_STRING: the LLVM that wrote it, "LLVM19.1.7"; None without such a block.
-        self.producer: str | None = None
-        self.epoch: int | None = None
+        self._identification = identification
         self.strtab: Buffer | None = None
+
+    @cached_property
+    def identification(self) -> tuple[str | None, int | None]:
+        """The IDENTIFICATION block's string (the LLVM that wrote it, "LLVM19.1.7") and epoch; None for none.
+
+        :raises MalformedObject: when the block is broken.
+        """
+        producer, epoch = None, None
+        if self._identification is not None:
+            codes = (_IDENTIFICATION_CODE_STRING, _IDENTIFICATION_CODE_EPOCH)
+            for item in self._stream.items(self._identification, [], codes, {}):
+                if isinstance(item, Record) and item.code == _IDENTIFICATION_CODE_STRING:
+                    producer = _decode(item.text())
+                elif isinstance(item, Record):
+                    epoch = (item.ops(1) or [0])[0]
+        return producer, epoch
+
+    @property
+    def producer(self) -> str | None:
+        """Who wrote it."""
+        return self.identification[0]
+
+    @property
+    def epoch(self) -> int | None:
+        """BITCODE_CURRENT_EPOCH of its writer."""
+        return self.identification[1]
 
     @cached_property
     def properties(self) -> Properties:
@@ -338,18 +362,16 @@ class Bitcode:
     def _read_top_level(self) -> None:
         """As getBitcodeFileContents does it: a STRTAB serves the modules before it that have none yet."""
         stream, where, raw = self._stream, self.where, self._stream.data
-        identification: tuple[str | None, int | None] = (None, None)
+        identification: Block | None = None
         symtab: Buffer | None = None
         symtab_strtab: Buffer | None = None
         for block_id, width, begin, end in irsymtab.top_level_blocks(raw, where, stream.base):
             block = Block(block_id, width, 8 * begin, 8 * end)
             if block_id == irsymtab.IDENTIFICATION_BLOCK_ID:
-                identification = self._identification(block)
+                identification = block
             elif block_id == irsymtab.MODULE_BLOCK_ID:
-                module = Module(stream, block)
-                module.producer, module.epoch = identification
-                identification = (None, None)
-                self.modules.append(module)
+                self.modules.append(Module(stream, block, identification))
+                identification = None
             elif block_id == irsymtab.SYMTAB_BLOCK_ID and symtab is None:
                 symtab = irsymtab.blob_of(raw, width, begin, end, where, stream.base)
             elif block_id == irsymtab.STRTAB_BLOCK_ID:
@@ -378,17 +400,6 @@ class Bitcode:
             )
             return
         self.symbol_table, self.symbol_table_problem = table, ""
-
-    def _identification(self, block: Block) -> tuple[str, int]:
-        producer, epoch = "", 0
-        codes = (_IDENTIFICATION_CODE_STRING, _IDENTIFICATION_CODE_EPOCH)
-        for item in self._stream.items(block, [], codes, {}):
-            if isinstance(item, Record):
-                if item.code == _IDENTIFICATION_CODE_STRING:
-                    producer = _decode(item.text())
-                else:
-                    epoch = (item.ops(1) or [0])[0]
-        return producer, epoch
 
     @property
     def producer(self) -> str | None:

@@ -212,3 +212,18 @@ class SymbolTable:
                     f"expected a name of its own at {offset} of the string table, size {size}",
                 )
             yield strtab[offset : offset + size].decode("utf-8", "surrogateescape"), ir_size > 0, flags
+
+    def named(self, prefix: bytes) -> Iterator[tuple[str, int]]:
+        """Name and flags of the symbols whose names begin with ``prefix``, without a look at other names.
+
+        :raises MalformedObject: for such a name that runs out of the string table.
+        """
+        strtab = bytes(self._strtab)
+        begins = set()
+        at = strtab.find(prefix)
+        while at >= 0:
+            begins.add(at)
+            at = strtab.find(prefix, at + 1)
+        for offset, size, _, _, _, flags in _SYMBOL.iter_unpack(self._symbols):
+            if offset in begins and size >= len(prefix):
+                yield self._str(offset, size), flags
