@@ -261,6 +261,8 @@ def _check_requests(kconfig: Kconfig, requests: Requests) -> None:
     from klto.kernel.kconfig_explain import explain
 
     with asking(kconfig, kconfig.result) as answers:
+        # LTO first: when it is lost with others, it is what the user came for.
+        lost.sort(key=lambda request: request.name not in LTO_OPTIONS.values())
         blockers = [explain(answers, request, requests) for request in lost]
     first, *others = blockers
     raise UsageError(

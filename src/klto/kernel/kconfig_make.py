@@ -7,6 +7,8 @@ confdata.c, 6.1 and 6.12).
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -117,16 +119,31 @@ class Kconfig:
     def _failure(self, target: str, done: process.Finished, said: Sequence[str]) -> UsageError:
         from klto.kernel import hostdeps
 
-        lines = tuple(line for line in said if line.strip() and not re.match(r"make(\[\d+\])?: ", line))
-        missing = hostdeps.missing(hostdeps.host_dependencies(self.toolchain))
+        if any("No space left on device" in line for line in said) or self._disk_is_full():
+            return cannot_write(self.build_dir, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        lines = [line for line in said if line.strip() and not re.match(r"make(\[\d+\])?: ", line)]
+        telling = [
+            line for line in lines if re.search(r"\*\*\*|error|not found|cannot|:\d+: ", line, re.IGNORECASE)
+        ]
+        lacking = hostdeps.missing(hostdeps.host_dependencies(self.toolchain, all_options=False))
         return UsageError(
             f"the kernel's own configuration failed (make {target}: "
             f"{process.describe_status(done.returncode)}) for {self.build_dir}",
-            hostdeps.install_hint(missing)
-            if missing
+            hostdeps.install_hint(lacking)
+            if lacking
             else f"the command: {process.quote(self._command(target))}",
-            details=lines[-10:] or tuple(said[-10:]),
+            details=tuple((telling or lines or list(said))[-10:]),
         )
+
+    def _disk_is_full(self) -> bool:
+        """Whether not even a configuration would fit; dash calls that an "I/O error" (its echo)."""
+        probe = self.folder / "probe"
+        try:
+            probe.write_bytes(bytes(1 << 18))
+            probe.unlink()
+        except OSError as error:
+            return error.errno == errno.ENOSPC
+        return False
 
 
 def cannot_write(where: Path, error: OSError) -> UsageError:
