@@ -268,7 +268,11 @@ class _Run:
     def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
         """The order of initcalls that the objects have, and what is different in vmlinux."""
         before = self.before if self.before and self.before.status == "done" else None
-        if before and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts):
+        if (
+            before
+            and before.initcalls
+            and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts)
+        ):
             return before.initcalls, []  # Compared when this very vmlinux was made.
         return compare_initcalls(self.plan.build_dir)
 
