@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from bench.pairs import HEADER, in_turn, quiet
 from klto.files import user_cache_dir
@@ -67,7 +68,7 @@ def _ten_times(archive: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Four ratios, and what the two in-process ones are as whole processes."""
+    """Four ratios; the last two are readers within a process beside whole processes."""
     tree, build_dir = _kernel()
     script = tree / "scripts/generate_initcall_order.pl"
     environment = {**os.environ, "NM": str(LLVM / "llvm-nm"), "objtree": "."}
@@ -128,17 +129,20 @@ def _tables(build_dir: Path, folder: Path) -> None:
     read_elf, read_bitcode = inside[READ_ELF], inside[READ_BITCODE]
     assert callable(read_elf)
     assert callable(read_bitcode)
-    for name, ours, theirs, target in (
-        ("vmlinux.o's tables / llvm-readelf -S -s -r", lambda: read_elf(vmlinux_o), readelf, 1 / 8),
-        ("  the same with Python's and numpy's start", lambda: _whole(READ_ELF, vmlinux_o), readelf, 1 / 3),
-        ("symbols of the bitcode objects / llvm-nm", lambda: read_bitcode(objects), nm, 1 / 5),
-        ("  the same with Python's start", lambda: _whole(READ_BITCODE, str(folder / "objects")), nm, 1 / 3),
-    ):
-        print(in_turn(name, ours, theirs, PAIRS).row(target), flush=True)
+    elf = in_turn("vmlinux.o's tables / llvm-readelf -S -s -r", lambda: read_elf(vmlinux_o), readelf, PAIRS)
+    print(elf.row(1 / 8), flush=True)
+    name = f"symbols of {len(objects)} bitcode objects / llvm-nm"
+    bitcode = in_turn(name, lambda: read_bitcode(objects), nm, PAIRS)
+    print(bitcode.row(1 / 5), flush=True)
+    # What a process of its own would add to ours; theirs have it in them.
+    for what, code, argument in (("numpy", READ_ELF, vmlinux_o), ("the reader", READ_BITCODE, os.devnull)):
+        empty = [sys.executable, "-c", code.replace("\nread(", "\nlen("), argument]
+        start = in_turn(f"  Python's start with {what} / without", lambda e=empty: quiet(e), _bare, PAIRS)
+        print(f"{start.name:<44} {1000 * median(start.a):>10.1f} {1000 * median(start.b):>10.1f}", flush=True)
 
 
-def _whole(code: str, argument: str) -> None:
-    quiet([sys.executable, "-c", code, argument])
+def _bare() -> None:
+    quiet([sys.executable, "-c", "pass"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from objects_helpers import LLVMS, compiled, run, scratch, tool
 
 from klto.cli import main
 from klto.errors import UsageError
-from klto.kernel.initcall_tables import differences, read_tables
+from klto.kernel.initcall_tables import calls_in_log, differences, log_differences, read_tables
 from klto.kernel.initcalls import NoInitcalls, in_run_order, linker_script, read_initcalls, split_name
 from klto.objects import irsymtab
 
@@ -138,6 +138,31 @@ def test_vmlinux_has_the_order_of_its_objects(version: int) -> None:
         f"{initcalls[0].id}early is in a table, but in none of the link's inputs"
     ]
     assert differences(initcalls, found[1:]) == ["kmod_first__100_9_consolecon is in no table"]
+
+
+def test_a_boots_log_is_held_against_the_objects() -> None:
+    initcalls = read_initcalls([str(archive(19, BITCODE, BITCODE))])
+    names = [initcall.id + initcall.level for initcall in in_run_order(initcalls)][1:]
+    lines = [f"[    0.1{n}] calling  __initstub__{name}+0x0/0x8 @ 1" for n, name in enumerate(names)]
+    log = "\r\n".join(
+        [
+            "Linux version",
+            *lines,
+            "initcall x+0x0/0x8 returned 0 after 0 usecs",
+            "calling  init_module+0x0/0x1 [m] @ 9",
+        ]
+    )
+    assert calls_in_log(log) == [*names, "init_module"]
+    assert log_differences(initcalls, calls_in_log(log)) == []
+    assert log_differences(initcalls, names[:-1]) == [
+        "initcall 5 was nothing, but the objects' order has kmod_second__3_4_start77 there"
+    ]
+    assert log_differences(initcalls, names[1:])[0].startswith(
+        "initcall 0 was kmod_second__2_3_filesrootfs, but"
+    )
+    # Without LTO there are no stubs: the functions themselves are called.
+    functions = [initcall.function for initcall in in_run_order(initcalls)][1:]
+    assert log_differences(initcalls, [*functions[:2], f"{functions[2]}.cfi", *functions[3:]]) == []
 
 
 def link(path: Path, version: int, order: str) -> Path:

@@ -202,6 +202,37 @@ def test_blocks_are_skipped_by_their_length_and_blockinfo_is_kept() -> None:
     assert len(abbrevs[11]) == 1
 
 
+def test_scalars_to_the_last_bit() -> None:
+    stream = Bitstream(bytes(range(200, 216)), "x")
+    whole = int.from_bytes(stream.data, "little")
+    for at in range(128):
+        for width in (0, 1, 7, 32, 64):
+            if at + width <= 128:
+                assert stream.fixed(at, width) == whole >> at & ((1 << width) - 1)
+            else:
+                with pytest.raises(MalformedObject, match=f"expected {width} bits, found the end"):
+                    stream.fixed(at, width)
+    writer = Writer()
+    writer.vbr((1 << 64) - 1, 6)
+    writer.vbr(5, 3)
+    stream = Bitstream(writer.data(), "x")
+    assert stream.vbr(0, 6) == ((1 << 64) - 1, 13 * 6)
+    assert stream.vbr(13 * 6, 3) == (5, 13 * 6 + 6)
+
+
+def test_a_field_of_64_bits() -> None:
+    writer = Writer()
+    writer.define(3, [("literal", 1), ("fixed", 64), ("vbr", 32)])
+    writer.fixed(4, 3)
+    writer.fixed((1 << 64) - 1, 64)
+    writer.vbr(7, 32)
+    stream, block = body(writer)
+    (record,) = records(stream, block)
+    assert record.ops(2) == [(1 << 64) - 1, 7]
+    with pytest.raises(MalformedObject, match="a value of at most 32 bits"):
+        record.values()
+
+
 def test_characters_are_cut_to_eight_bits() -> None:
     writer = Writer()
     writer.record(3, 1, [65, 256 + 66, 0xFFFFFF43])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 from objects_helpers import compiled, tool
 
-from klto.kernel.initcall_tables import differences, read_tables
+from klto.kernel.initcall_tables import calls_in_log, differences, log_differences, read_tables
 from klto.kernel.initcalls import linker_script, read_initcalls
 from klto.kernel.ksyms import as_whitelist, autoksyms, find_modules, needed, read_auto_conf
 from klto.kernel.ksyms_audit import audit
@@ -75,6 +76,23 @@ def test_vmlinux_has_the_order_of_its_objects(kernel: Kernel, monkeypatch: pytes
     swapped = list(initcalls)
     swapped[first], swapped[second] = swapped[second], swapped[first]
     assert len(differences(swapped, entries)) == 1
+
+
+def test_a_boot_calls_them_in_that_order(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arch = "arm64" if "CONFIG_ARM64=y" in (kernel.build_dir / ".config").read_text() else "x86_64"
+    command = [sys.executable, "-m", "klto", "boot", "-C", kernel.tree, "-b", kernel.build_dir, "-a", arch]
+    append = ("--append", "initcall_debug ignore_loglevel", "--log", tmp_path / "console.log", "init")
+    done = subprocess.run([*command, *append], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.chdir(kernel.build_dir)
+    initcalls = read_initcalls(["vmlinux.a"])
+    calls = calls_in_log((tmp_path / "console.log").read_text(errors="replace"))
+    assert log_differences(initcalls, calls) == []
+    assert len(calls) >= len([initcall for initcall in initcalls if initcall.level != "con"]) > 100
+    calls[7], calls[8] = calls[8], calls[7]
+    assert len(log_differences(initcalls, calls)) == 1
 
 
 def test_autoksyms_is_the_scripts(x86_64_6_1: Kernel, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The order of initcalls in a linked vmlinux: the tables that the kernel walks, against the objects' order.
+"""The order of initcalls after the link, against the objects' order: vmlinux's tables, and a boot's log.
 
 Tables: include/asm-generic/vmlinux.lds.h, INIT_CALLS and CON_INITCALL (6.1 and 6.12); what is in them:
 include/linux/init.h, ____define_initcall.
@@ -6,6 +6,7 @@ include/linux/init.h, ____define_initcall.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ _PREFIX, _STUB = "__initcall__", "__initstub__"
 _TABLES = (("__con_initcall_start", "__con_initcall_end"), ("__initcall_start", "__initcall_end"))
 #: Entries are 32-bit distances with CONFIG_HAVE_ARCH_PREL32_RELOCATIONS (x86_64, arm64), pointers without.
 _DISTANCE, _POINTER = 4, 8
+#: init/main.c, trace_initcall_start_cb (6.1 and 6.12): what ``initcall_debug`` prints before each call. The
+#: consoles' initcalls are not announced (kernel/printk/printk.c, console_init).
+_CALLING = re.compile(r"calling  (\S+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])? @ \d+")
 
 
 @dataclass(frozen=True)
@@ -126,3 +130,26 @@ def differences(expected: Sequence[Initcall], entries: Sequence[Entry]) -> list[
         ):
             lines.append(f"the entry of {name} calls {', '.join(sorted(target))}")
     return lines
+
+
+def calls_in_log(log: str) -> list[str]:
+    """The functions that a booting kernel has called as initcalls, from its console's ``initcall_debug`` lines.
+
+    :returns: names as kallsyms has them, in order; with LTO the stubs, without their prefix: id and level.
+    """
+    return [name.removeprefix(_STUB) for name in _CALLING.findall(log)]
+
+
+def log_differences(expected: Sequence[Initcall], calls: Sequence[str]) -> list[str]:
+    """How a boot with ``initcall_debug`` differs from the objects' order, one line each; none when it does not.
+
+    :param calls: what :func:`calls_in_log` found; calls behind the last initcall are those of modules.
+    """
+    wanted = [initcall for initcall in in_run_order(expected) if not initcall.level.startswith("con")]
+    for place, initcall in enumerate(wanted):
+        found = calls[place] if place < len(calls) else "nothing"
+        if found != initcall.id + initcall.level and found.split(".")[0] != initcall.function:
+            return [
+                f"initcall {place} was {found}, but the objects' order has {initcall.id}{initcall.level} there"
+            ]
+    return []

@@ -412,7 +412,10 @@ class Bitcode:
         :raises MalformedObject: when neither can be read.
         """
         if self.symbol_table is not None:
-            return [Symbol(*entry) for entry in self.symbol_table.entries()]
+            names, ir_sizes, flags = self.symbol_table.columns()
+            # As Symbol(...) does it, without a call for each.
+            make = tuple.__new__
+            return [make(Symbol, row) for row in zip(names, map(bool, ir_sizes), flags, strict=True)]
         return [symbol for module in self.modules for symbol in module.symbols()]
 
     @property
