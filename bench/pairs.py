@@ -25,6 +25,10 @@ class Ratio:
         """The median of the pairs' ratios."""
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
 
+    def swapped(self, name: str) -> Ratio:
+        """B/A."""
+        return Ratio(name, self.b, self.a)
+
     def row(self, target: float) -> str:
         """One line of a table: medians in milliseconds, the ratio, the target, whether it is met."""
         a, b = (statistics.median(side) * 1000 for side in (self.a, self.b))

@@ -69,6 +69,8 @@ class LinkStarted(_Event, frozen=True, tag="link-started"):
     native_inputs: int
     bitcode_bytes: int
     memory_available: int
+    #: The folder in which new entries of the link cache appear one by one; None without the cache.
+    view: str | None = None
 
 
 class LinkFinished(_Event, frozen=True, tag="link-finished"):
@@ -80,6 +82,8 @@ class LinkFinished(_Event, frozen=True, tag="link-finished"):
     cpu_seconds: float
     peak_bytes: int
     stopped_by: int | None = None
+    #: Modules whose code was generated, the others came from the cache; None without the cache.
+    generated: int | None = None
 
 
 class Note(_Event, frozen=True, tag="note"):
@@ -95,6 +99,8 @@ class Tick(_Event, frozen=True, tag="tick"):
     process: str | None = None
     resident_bytes: int = 0
     link_bytes: int | None = None
+    #: Modules that the vmlinux.o link has generated so far; None when it does not run or has no cache.
+    link_generated: int | None = None
 
 
 class RunFinished(_Event, frozen=True, tag="run-finished"):
@@ -150,7 +156,10 @@ class Journal:
         self._torn = lines.pop()
         for line in lines:
             if b'"link-' in line[:24]:
-                event = decode_line(line)
+                try:
+                    event = decode_line(line)
+                except msgspec.DecodeError:
+                    continue  # Torn: the disk was full when it was written.
                 if isinstance(event, LinkStarted | LinkFinished):
                     yield event
 

@@ -79,15 +79,16 @@ def main() -> None:
     if MODE == "refuses":
         sys.exit("qemu: cannot set up guest memory 'ram': Cannot allocate memory")
     if MODE == "hangs-at-start":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stay()
+    if MODE == "works-without-kvm" and "kvm" in ARGV:
         stay()
     assert CONSOLE is not None
     assert UART is not None
     assert VIRTIO is not None
     handshake()
-    CONSOLE.sendall(b"Linux version 6.99.0-tiny\r\n" if MODE != "silent-hang" else b"")
+    CONSOLE.sendall(b"Linux version 6.99.0-tiny\r\n" if "silent" not in MODE else b"")
     match MODE:
-        case "passes":
+        case "passes" | "passes-silently" | "works-without-kvm":
             UART.sendall(verdict("passed", nonce()))
         case "passes-over-virtio":
             VIRTIO.sendall(verdict("passed", nonce()))
@@ -124,7 +125,12 @@ def main() -> None:
             serve_monitor()
             stay()
         case "stops-answering":
+            stay()
+        case "is-stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            stay()
+        case "stops-the-guest":
+            answer({"event": "STOP"})
             stay()
         case "stays-after-verdict":
             UART.sendall(verdict("passed", nonce()))

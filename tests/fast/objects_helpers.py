@@ -56,8 +56,10 @@ def run(*args: str | Path, cwd: Path | None = None, ok: bool = True) -> str:
 
 @functools.cache
 def compiled(source: str, version: int, *flags: str, suffix: str = ".c") -> Path:
-    """An object that clang of ``version`` makes of a source text."""
+    """An object that clang of ``version`` makes of a source text, whose assembly may include two files."""
     folder = Path(tempfile.mkdtemp(dir=scratch()))
+    (folder / "included").write_text("# nothing\n")
+    (folder / 'an "odd" name').write_text("content")
     (folder / f"source{suffix}").write_text(source)
     run(tool("clang", version), "-c", "-w", *flags, f"source{suffix}", "-o", "object.o", cwd=folder)
     return folder / "object.o"
@@ -69,8 +71,11 @@ def assembled(source: str, version: int, target: str, *flags: str) -> Path:
 
 
 def nm(path: Path, version: int, *flags: str) -> list[tuple[str, str]]:
-    """llvm-nm's letters and names, in its order; of an object, not of an archive."""
-    lines = run(tool("llvm-nm", version), *flags, path).splitlines()
+    """llvm-nm's letters and names, in its order; of an object, not of an archive.
+
+    It assembles bitcode's assembly itself, and must find the files that this includes.
+    """
+    lines = run(tool("llvm-nm", version), *flags, path, cwd=path.parent).splitlines()
     found = [re.fullmatch(r"(?:[0-9a-f]+|-+| +) (.) (.*)", line) for line in lines if line]
     return [(match[1], match[2]) for match in found if match]
 
@@ -88,9 +93,9 @@ def braces(text: str, kind: str) -> list[dict[str, str]]:
             current = None
         elif current is not None:
             key, colon, value = word.partition(":")
-            flags = re.fullmatch(r"Flags \[ \((0x[0-9A-F]+)\)", word)
+            flags = re.fullmatch(r"(Flags|Other) \[ \((0x[0-9A-F]+)\)", word)
             if flags:
-                current["Flags"] = flags[1]
+                current[flags[1]] = flags[2]
             elif colon and key not in current:
                 current[key] = value.strip()
     return groups

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import boot_helpers
@@ -179,6 +180,12 @@ def test_damaged_cache_is_not_believed(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "initramfs").write_text("a file where the folder should be")
     assert b"TRAILER!!!" in base_initramfs(Arch.X86_64, boot_helpers.compiler(), tmp_path)
+
+
+def test_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="temporary directory: No such file"):
+        base_initramfs(Arch.X86_64, boot_helpers.compiler(), tmp_path / "cache")
 
 
 def test_compiler_that_fails_is_shown(tmp_path: Path) -> None:

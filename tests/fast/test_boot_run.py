@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import boot_helpers
 import pytest
 
-from klto.boot import console, run, session
+from klto.boot import accelerator, console, run, session
+from klto.boot.accelerator import choose_accelerator
+from klto.boot.images import Arch
 from klto.boot.proofs import ProofStatus
+from klto.boot.qemu import Accelerator
 from klto.boot.run import BootResult, boot_kernel
 from klto.errors import UsageError
 
@@ -41,6 +45,12 @@ def test_verdict_of_every_channel_counts(tmp_path: Path, cache: Path, mode: str)
     assert "release: 6.99.0-tiny" in result.proofs[0].evidence
     assert result.qemu_version == "7.2.0"
     assert (tmp_path / "console.log").read_bytes().startswith(b"Linux version")
+
+
+def test_silent_console_is_pointed_out(tmp_path: Path, cache: Path) -> None:
+    unseen = "console: silent, so a WARNING would not have been seen"
+    assert unseen in boot(tmp_path, cache, "passes-silently").proofs[0].evidence
+    assert unseen not in boot(tmp_path, cache, "passes").proofs[0].evidence
 
 
 FAILURES = {
@@ -94,6 +104,56 @@ def test_qemu_that_stops_answering_is_lost(tmp_path: Path, cache: Path) -> None:
     result = boot(tmp_path, cache, "stops-answering", timeout=0.5)
     assert result.status is ProofStatus.UNKNOWN
     assert result.ending == "the guest was lost: QEMU does not answer"
+
+
+def test_guest_that_qemu_stops_is_lost(tmp_path: Path, cache: Path) -> None:
+    result = boot(tmp_path, cache, "stops-the-guest")
+    assert result.status is ProofStatus.UNKNOWN
+    assert result.ending == "the guest was lost: QEMU stopped it with an internal error"
+
+
+class TestAccelerator:
+    """Choosing KVM, with the host's KVM out of the way."""
+
+    @pytest.fixture(autouse=True)
+    def _kvm(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(accelerator, "_KVM", tmp_path)
+        monkeypatch.setattr(accelerator, "_NATIVE", {os.uname().machine: Arch.X86_64})
+        monkeypatch.setattr(session, "START_SECONDS", 0.5)
+
+    def test_kvm_that_hangs_in_spite_of_the_probe(
+        self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+        monkeypatch.setattr(accelerator, "kvm_works", lambda arch, qemu: not asked.append(qemu))
+        qemu = boot_helpers.fake_qemu(tmp_path, "works-without-kvm")
+        request = replace(boot_helpers.request(tmp_path, cache=cache), qemu=qemu, accelerator=None)
+        result = boot_kernel(request)
+        assert (result.status, result.accelerator) == (ProofStatus.PASSED, "tcg")
+        assert boot_kernel(request).accelerator == "tcg"
+        assert len(asked) == 1
+        forced = boot_kernel(replace(request, accelerator=Accelerator.KVM))
+        assert forced.status is ProofStatus.UNKNOWN
+
+    def test_a_yes_is_kept_and_a_no_for_a_while(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers = iter([False, True])
+        monkeypatch.setattr(accelerator, "kvm_works", lambda arch, qemu: next(answers))
+        qemu = Path(boot_helpers.fake_qemu(tmp_path, "passes"))
+
+        def choice() -> str:
+            return choose_accelerator(Arch.X86_64, qemu, tmp_path / "cache")
+
+        assert [choice(), choice()] == ["tcg", "tcg"]
+        (note,) = (tmp_path / "cache/kvm").iterdir()
+        os.utime(note, (0, 0))
+        assert [choice(), choice()] == ["kvm", "kvm"]
+        assert choose_accelerator(Arch.ARM64, qemu, tmp_path / "cache") == "tcg"
+
+    def test_no_device_needs_no_probe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(accelerator, "_KVM", tmp_path / "nothing")
+        assert choose_accelerator(Arch.X86_64, Path("/no/qemu"), tmp_path) == "tcg"
 
 
 def test_guest_that_hangs_fails_at_the_deadline_and_says_where(tmp_path: Path, cache: Path) -> None:

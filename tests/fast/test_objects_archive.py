@@ -87,7 +87,7 @@ def test_thin_members_are_found_from_any_folder(
     (folder / "out").mkdir()
     run(ar(which), "rcST", "out/x.a", "a.o", "sub/dir/a.o", cwd=folder)
     monkeypatch.chdir(folder / "sub")
-    members = read_archive(os.path.join("..", "out", "x.a")).members  # noqa: PTH118
+    members = read_archive(os.path.join("..", "out", "x.a")).members
     assert [bytes(member.data()) for member in members] == [FILES["a.o"], FILES["sub/dir/a.o"]]
     assert all(member.path and Path(member.path).is_file() for member in members)
 
@@ -139,6 +139,8 @@ def test_nesting_is_bounded() -> None:
         data = (
             b"!<arch>\n" + b"n.a/".ljust(16) + b"0".ljust(32) + size + b"`\n" + data + b"\n" * (len(data) % 2)
         )
+        if len(data) < 600:
+            assert list(leaves(Archive("deep.a", data))) == []
     with pytest.raises(MalformedObject, match="deeper than 8"):
         list(leaves(Archive("deep.a", data)))
 
@@ -168,6 +170,10 @@ def header(name: bytes, size: int, end: bytes = b"`\n") -> bytes:
         (b"!<arch>\n" + header(b"//", 5) + b"abc/\n\n" + header(b"/1", 0), 8 + 66, "long name at 1"),
         (b"!<arch>\n" + header(b"//", 5) + b"abc\n\n\n" + header(b"/0", 0), 8 + 66, "ended by"),
         (b"!<arch>\n" + header(b"//", 5) + b"abc/\n\n" + header(b"/0:8", 0), 8 + 66, "of thin archives"),
+        (b"!<arch>\n" + header(b"//", 5) + b"a\0c/\n\n" + header(b"/0", 0), 8 + 66, "expected a file name"),
+        (b"!<arch>\n" + header(b"//", 2) + b"/\n" + header(b"/0", 0), 8 + 62, "expected a file name"),
+        (b"!<arch>\n" + header(b"//", 2) + b"a/" + header(b"/0", 0), 8 + 62, "ended by"),
+        (b"!<arch>\n" + header(b"a\0b/", 0), 8, "expected a name"),
         (b"!<arch>\n" + header(b"/x", 0), 8, "decimal"),
         (b"!<arch>\n" + header(b"#1/9", 4) + b"abcd", 8, "name of 9 bytes"),
         (b"!<arch>\n" + header(b"", 0), 8, "expected a name"),

@@ -39,11 +39,10 @@ def choose_accelerator(arch: Arch, qemu: Path, cache: Path) -> Accelerator:
     """KVM where it has proved to work, else TCG. The answer is kept in ``cache`` until the host restarts."""
     if _NATIVE.get(platform.machine()) is not arch or not os.access(_KVM, os.R_OK | os.W_OK):
         return Accelerator.TCG
-    note = cache / "kvm" / _identity(arch, qemu)
-    works = _read_note(note)
+    works = _read_note(_note(arch, qemu, cache))
     if works is None:
         works = kvm_works(arch, qemu)
-        _write_note(note, works)
+        remember(arch, qemu, cache, works=works)
     return Accelerator.KVM if works else Accelerator.TCG
 
 
@@ -70,7 +69,7 @@ def run_probe(arch: Arch, qemu: Path, accelerator: Accelerator, seconds: float) 
             argv = (*argv, "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
         try:
             finished = process.run(argv, check=False, timeout=seconds)
-        except KltoError:
+        except KltoError:  # it hung, or could not be started
             return False
     return finished.returncode == (_X86_STATUS if arch is Arch.X86_64 else 0)
 
@@ -93,11 +92,22 @@ def _arm64_guest() -> bytes:
     return struct.pack(f"<{len(code)}I", *code)
 
 
-def _identity(arch: Arch, qemu: Path) -> str:
+def remember(arch: Arch, qemu: Path, cache: Path, *, works: bool) -> None:
+    """Keep the answer. Best effort: without it the next boot probes again."""
+    note = _note(arch, qemu, cache)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("works" if works else "fails")
+    except OSError:
+        return
+
+
+def _note(arch: Arch, qemu: Path, cache: Path) -> Path:
+    """The answer's file: another one after the host's next start, and for another QEMU."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     status = qemu.stat()
     text = f"{boot} {arch} {qemu} {status.st_size} {status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return cache / "kvm" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _read_note(note: Path) -> bool | None:
@@ -109,12 +119,3 @@ def _read_note(note: Path) -> bool | None:
     if text == "works":
         return True
     return False if text == "fails" and 0 <= age < NO_LASTS_SECONDS else None
-
-
-def _write_note(note: Path, works: bool) -> None:
-    """Best effort: without the note the next boot probes again."""
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text("works" if works else "fails")
-    except OSError:
-        return

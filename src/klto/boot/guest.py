@@ -14,6 +14,7 @@ from klto import process
 from klto.boot.images import Arch
 from klto.boot.initramfs import DEVICES, Entry, archive, directory, regular
 from klto.errors import UsageError
+from klto.files import make_directory, write_whole
 
 #: Seconds that a compiler or linker may take over one small file; far more than a busy machine needs.
 _TOOL_SECONDS = 120.0
@@ -84,8 +85,14 @@ def base_initramfs(arch: Arch, compiler: Compiler, cache: Path) -> bytes:
     cached = _load(cache / "initramfs", key)
     if cached is not None:
         return cached
-    with tempfile.TemporaryDirectory(prefix="klto-init-") as scratch:
-        program = compile_init(arch, compiler, Path(scratch)).read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="klto-init-") as scratch:
+            program = compile_init(arch, compiler, Path(scratch)).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot make klto's init in the temporary directory: {error.strerror or error}",
+            hint="name another one in TMPDIR",
+        ) from error
     made = archive((*DEVICES, directory("klto"), regular("init", program, executable=True)))
     _store(cache / "initramfs", key, made)
     return made
@@ -126,19 +133,12 @@ def _load(directory_: Path, key: str) -> bytes | None:
 
 
 def _store(directory_: Path, key: str, data: bytes) -> None:
-    """Best effort, by rename: a full or read-only cache costs the next boot a compilation, no more."""
+    """Best effort: a full or read-only cache costs the next boot a compilation, no more."""
     try:
-        directory_.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=directory_)
-    except OSError:
+        make_directory(directory_)
+        write_whole(directory_ / f"{key}-{_digest(data)}.cpio", data)
+    except UsageError:
         return
-    part = Path(name)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        part.rename(directory_ / f"{key}-{_digest(data)}.cpio")
-    except OSError:
-        part.unlink(missing_ok=True)
 
 
 def _digest(data: bytes) -> str:

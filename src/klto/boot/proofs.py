@@ -159,7 +159,8 @@ class Course:
     """How a boot went, for :func:`judge`.
 
     ``ending``: one line that says why the guest ended. ``lost``: whether it was the harness that failed, so
-    that what did not finish is unknown. ``notes``: further evidence for what did not finish.
+    that what did not finish is unknown. ``notes``: further evidence for what did not finish. ``silent``: the
+    console printed nothing, as that of a kernel without a driver for it.
     """
 
     transcript: Transcript
@@ -168,6 +169,7 @@ class Course:
     lost: bool
     seconds: float
     notes: tuple[str, ...] = ()
+    silent: bool = False
 
 
 def judge(plan: Sequence[Proof], image: KernelImage, course: Course) -> tuple[ProofResult, ...]:
@@ -202,7 +204,8 @@ def _finished(
     if wrong:
         return ProofResult(proof.name, ProofStatus.FAILED, seconds, (wrong, *evidence))
     channel = f"verdict: over {course.transcript.channel}"
-    return ProofResult(proof.name, ProofStatus.PASSED, seconds, (*evidence, channel))
+    unseen = ("console: silent, so a WARNING would not have been seen",) if course.silent else ()
+    return ProofResult(proof.name, ProofStatus.PASSED, seconds, (*evidence, channel, *unseen))
 
 
 def _unfinished(proof: Proof, course: Course, reports: Sequence[Report], seconds: float) -> ProofResult:

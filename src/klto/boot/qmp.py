@@ -30,6 +30,8 @@ class Qmp:
         self.version = ""
         #: Whether the guest's CPUs have been started.
         self.running = False
+        #: Whether QEMU has stopped the CPUs of its own accord, as it does when KVM reports an internal error.
+        self.stopped = False
         #: ShutdownCause of qapi/run-state.json, as in ``guest-reset``; empty while the guest runs.
         self.shutdown_reason = ""
         #: Where a CPU was when :meth:`ask_where` was answered, as in ``RIP=ffffffff81000000``.
@@ -58,6 +60,8 @@ class Qmp:
             self.running = True
         elif message.get("id") == "where":
             self._registers(str(message.get("return", "")))
+        elif message.get("event") == "STOP":
+            self.stopped = self.running
         elif message.get("event") == "SHUTDOWN":
             data = message.get("data")
             self.shutdown_reason = str(data.get("reason", "unknown")) if isinstance(data, dict) else "unknown"

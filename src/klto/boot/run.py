@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from klto import process
-from klto.boot.accelerator import choose_accelerator
+from klto.boot.accelerator import choose_accelerator, remember
 from klto.boot.console import MAX_LOG_BYTES, Console
 from klto.boot.guest import Compiler, base_initramfs, boot_archive
 from klto.boot.images import Arch, KernelImage
@@ -108,6 +108,8 @@ def boot_kernel(request: BootRequest) -> BootResult:
     if request.accelerator is None and wanted is Accelerator.KVM and attempt.suspect:
         # The probe passed, and yet this looks like a KVM that does not work.
         attempt = _boot(replace(request, accelerator=Accelerator.TCG), qemu, initramfs, plan)
+        if not attempt.suspect:
+            remember(request.image.arch, qemu, request.cache, works=False)
     order = [proof.name for proof in selected]
     results = sorted((*attempt.result.proofs, *excluded), key=lambda proof: order.index(proof.name))
     return replace(attempt.result, proofs=tuple(results))
@@ -147,7 +149,7 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof,
     timeout = request.timeout or DEFAULT_TIMEOUT[accelerator]
     nonce = secrets.token_hex(16)
     transcript, watch = Transcript(nonce), Stopwatch()
-    with _open_log(request.log) as log, tempfile.TemporaryFile() as initrd, wires() as ends:
+    with _open_log(request.log) as log, _memory_file() as initrd, wires() as ends:
         initrd.write(initramfs + boot_archive(nonce, [proof.name for proof in plan], request.files))
         initrd.flush()
         machine = _machine(request, qemu, accelerator, initrd.fileno(), ends)
@@ -162,7 +164,15 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof,
             except OSError as error:
                 raise UsageError(f"cannot write {request.log}: {error.strerror}") from error
     ending = _describe(life, console, timeout)
-    course = Course(transcript, console.reports, ending, life.ending.lost, life.seconds, _notes(life))
+    course = Course(
+        transcript=transcript,
+        reports=console.reports,
+        ending=ending,
+        lost=life.ending.lost,
+        seconds=life.seconds,
+        notes=_notes(life),
+        silent=console.bytes == 0,
+    )
     result = BootResult(
         image=request.image.path,
         arch=request.image.arch,
@@ -193,6 +203,11 @@ def _machine(request: BootRequest, qemu: Path, accelerator: Accelerator, initrd:
         cpu=request.cpu,
         append=request.append,
     )
+
+
+def _memory_file() -> IO[bytes]:
+    """A file that QEMU can open as /proc/self/fd/N, and that needs no disk."""
+    return os.fdopen(os.memfd_create("klto-initramfs", os.MFD_CLOEXEC), "wb")
 
 
 @contextmanager

@@ -40,11 +40,12 @@ class Ending(StrEnum):
     FLOOD = "printed too much"
     QEMU_DIED = "was lost: QEMU died"
     QEMU_HUNG = "was lost: QEMU does not answer"
+    QEMU_STOPPED = "was lost: QEMU stopped it with an internal error"
 
     @property
     def lost(self) -> bool:
         """Whether the harness failed, and not the guest."""
-        return self in (Ending.QEMU_DIED, Ending.QEMU_HUNG)
+        return self in (Ending.QEMU_DIED, Ending.QEMU_HUNG, Ending.QEMU_STOPPED)
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,12 @@ class Session:
                 self._grace = time.monotonic() + END_SECONDS
             if self._left(started) <= 0:
                 return self._expired()
+            if self._qmp.stopped:
+                return Ending.QEMU_STOPPED
             if not heard and not child.alive():
                 break
+        while self._read(selector, 0) and not self._console.full:
+            pass  # what QEMU wrote between the last look and its end
         return self._ended(child)
 
     def _left(self, started: float) -> float:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from klto import machine
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel.hostdeps import check_host
 from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
 from klto.kernel.toolchain import find_toolchain
-from klto.kernel.tree import KernelTree, default_build_dir
+from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree, default_build_dir
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class BuildRequest:
     base: str | None = None
     fragments: tuple[str, ...] = ()
     jobs: int | None = None
+    cache_dir: Path | None = None
+    no_cache: bool = False
     boot: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
@@ -57,9 +60,21 @@ class Plan:
         return self.kbuild.build_dir
 
     @property
+    def link_cache(self) -> Path | None:
+        """The root of the link cache; None without one."""
+        if self.request.no_cache:
+            return None
+        return (self.request.cache_dir or default_cache_dir()).absolute()
+
+    @property
     def tree(self) -> KernelTree:
         """The source tree."""
         return self.kbuild.tree
+
+
+def default_cache_dir() -> Path:
+    """The link cache's root when none is named."""
+    return user_cache_dir() / "link"
 
 
 def make_plan(request: BuildRequest) -> Plan:
@@ -69,6 +84,7 @@ def make_plan(request: BuildRequest) -> Plan:
     """
     if request.jobs is not None and request.jobs < 1:
         raise UsageError(f"-j {request.jobs}: at least one job is needed")
+    _check_variables(request.make_variables)
     tree = KernelTree.open(request.tree, request.arch)
     wanted = parse_requests(list(request.fragments))
     base = _base(request.base)
@@ -81,6 +97,26 @@ def make_plan(request: BuildRequest) -> Plan:
     check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
     kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
     return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs())
+
+
+#: Variables that klto itself gives to make, and the option that stands for each; with another value make would
+#: build another kernel, elsewhere or with other tools, than klto verifies.
+_OWN_VARIABLES = {
+    **dict.fromkeys(MAKE_ENVIRONMENT_DROP, "klto's own options"),
+    **dict.fromkeys(("O", "KBUILD_OUTPUT"), "-b DIR"),
+    **dict.fromkeys(("ARCH", "SUBARCH", "SRCARCH", "CROSS_COMPILE"), "-a ARCH"),
+    **dict.fromkeys(
+        ("LLVM", "CC", "LD", "AR", "NM", "OBJCOPY", "OBJDUMP", "READELF", "STRIP"), "-t TOOLCHAIN"
+    ),
+    **dict.fromkeys(("SHELL", "CONFIG_SHELL", "MAKE"), "plain make"),
+}
+
+
+def _check_variables(variables: tuple[str, ...]) -> None:
+    for variable in variables:
+        name = variable.partition("=")[0].rstrip(":+?")
+        if name in _OWN_VARIABLES:
+            raise UsageError(f"{variable}: klto sets {name} itself", f"use {_OWN_VARIABLES[name]} instead")
 
 
 def _base(name: str | None) -> str | Path | None:

@@ -6,58 +6,41 @@ file imports what it needs inside ``run``, so that ``klto --help`` stays fast.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
 
-from klto import __version__
 from klto.errors import InterruptedRun, KltoError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 #: Command name to (module of this package, one line of help). Only the running command's module is imported.
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what is installed or missing, and whether this tree and config can do LTO"),
     "build": ("build", "configure, build and verify a kernel with LTO"),
+    "cache": ("cache", "look after the link cache"),
+    "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"klto: {message}\n  try: {self.prog} --help\n")
+def _run(argv: list[str]) -> int:
+    """Run a command. One that has ``quick(argv)`` may run plain calls without argparse, which takes longer to
+    import and to set up than reading a kernel's initcalls; it returns None for the others."""
+    if argv and argv[0] in COMMANDS:
+        quick = getattr(importlib.import_module(f"klto.cli.{COMMANDS[argv[0]][0]}"), "quick", None)
+        if quick is not None and (status := quick(argv[1:])) is not None:
+            return int(status)
+    from klto.cli.parsing import parse
 
-
-def _listing() -> str:
-    width = max(map(len, COMMANDS))
-    return "commands:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    top = _Parser(
-        prog="klto",
-        description="Builds Linux kernels with Clang LTO and proves that they are right.",
-        epilog=_listing() + "\n\n'klto COMMAND --help' explains a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="klto [--version] [--help] COMMAND [ARGS...]",
-    )
-    top.add_argument("--version", action="version", version=f"klto {__version__}")
-    top.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
-    top.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    first = top.parse_args(argv[:1])
-    if first.command not in COMMANDS:
-        top.error(f"unknown command '{first.command}'")
-    module_name, text = COMMANDS[first.command]
-    module = importlib.import_module(f"klto.cli.{module_name}")
-    parser = _Parser(prog=f"klto {first.command}", description=text[0].upper() + text[1:] + ".")
-    module.configure(parser)
-    args = parser.parse_args(argv[1:])
-    args.run, args.argv = module.run, argv
-    return args
+    args = parse(argv)
+    return int(args.run(args))
 
 
 def _on_term(signum: int, frame: FrameType | None) -> NoReturn:
@@ -75,11 +58,11 @@ def show_error(error: KltoError) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status (see the contract in README.md)."""
-    signal.signal(signal.SIGTERM, _on_term)
-    signal.signal(signal.SIGHUP, _on_term)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _on_term)
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
-        status: int = args.run(args)
+        status = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except KltoError as error:

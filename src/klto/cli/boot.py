@@ -72,14 +72,15 @@ def _request(args: argparse.Namespace) -> BootRequest:
     from klto.boot.proofs import select_proofs
     from klto.boot.qemu import Accelerator, find_qemu
     from klto.boot.run import BootRequest
+    from klto.files import user_cache_dir
 
     select_proofs(args.proofs)
     image, config, build_dir = _kernel(args)
     find_qemu(image.arch, args.qemu)
-    cache = _user_cache()
+    cache = user_cache_dir()
     return BootRequest(
         image=image,
-        compiler=_compiler(args.toolchain),
+        compiler=_compiler(args.toolchain, build_dir),
         log=args.log or _default_log(image, build_dir, cache),
         cache=cache,
         proofs=tuple(args.proofs),
@@ -102,7 +103,7 @@ def _kernel(args: argparse.Namespace) -> tuple[KernelImage, dict[str, str] | Non
             raise UsageError("--kernel and -b exclude each other", hint="name one kernel")
         return read_image(args.kernel, wanted), None, None
     build_dir: Path = args.build_dir or args.tree
-    config = _read_config(build_dir)
+    config = _config_of(build_dir)
     arch = _config_arch(config, build_dir)
     if wanted is not None and wanted is not arch:
         raise UsageError(f"{build_dir} is configured for {arch}, not {wanted}")
@@ -121,20 +122,17 @@ def _arch(name: str | None) -> Arch | None:
         raise UsageError(f"cannot boot {name!r} kernels", hint=f"architectures: {', '.join(Arch)}") from None
 
 
-def _read_config(build_dir: Path) -> dict[str, str]:
-    """A build dir's ``.config``: name without ``CONFIG_`` to value; what is not set is not in it."""
+def _config_of(build_dir: Path) -> dict[str, str]:
     from klto.errors import UsageError
+    from klto.kernel.kconfig_requests import read_config
 
     path = build_dir / ".config"
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+    if not path.is_file():
         raise UsageError(
-            f"no kernel was configured in {build_dir}: {path}: {error.strerror}",
+            f"no kernel was configured in {build_dir}: there is no {path}",
             hint="name a build dir with -b, or an image with --kernel",
-        ) from error
-    pairs = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
-    return {name.removeprefix("CONFIG_"): value for name, equals, value in pairs if equals}
+        )
+    return read_config(path)
 
 
 def _config_arch(config: dict[str, str], build_dir: Path) -> Arch:
@@ -149,14 +147,6 @@ def _config_arch(config: dict[str, str], build_dir: Path) -> Arch:
     )
 
 
-def _user_cache() -> Path:
-    """klto's directory in the user's cache (XDG Base Directory Specification: a relative path is ignored)."""
-    import os
-
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "klto"
-
-
 def _default_log(image: KernelImage, build_dir: Path | None, cache: Path) -> Path:
     if build_dir is not None:
         return build_dir / ".klto" / "console.log"
@@ -167,30 +157,13 @@ def _default_log(image: KernelImage, build_dir: Path | None, cache: Path) -> Pat
     return cache / "console" / f"{key}.log"
 
 
-def _compiler(toolchain: str | None) -> Compiler:
-    """The clang and ld.lld to make the init with: those named, else PATH's, else the newest installed."""
-    import re
-    import shutil
-
+def _compiler(toolchain: str | None, build_dir: Path | None) -> Compiler:
+    """The clang and ld.lld to make the init with: those named, else the build dir's, PATH's, the newest."""
     from klto.boot.guest import Compiler
-    from klto.errors import UsageError
+    from klto.kernel.toolchain import find_toolchain
 
-    if toolchain is not None and "/" in toolchain:
-        names = [(f"{toolchain}/clang", f"{toolchain}/ld.lld")]
-    elif toolchain is not None and (named := re.fullmatch(r"llvm(-\d+)?", toolchain)):
-        names = [(f"clang{named[1] or ''}", f"ld.lld{named[1] or ''}")]
-    elif toolchain is not None:
-        raise UsageError(f"not a toolchain: {toolchain!r}", hint="say llvm, llvm-19 or a bin directory")
-    else:
-        names = [("clang", "ld.lld"), *((f"clang-{n}", f"ld.lld-{n}") for n in range(40, 10, -1))]
-    for clang, lld in names:
-        found = shutil.which(clang), shutil.which(lld)
-        if found[0] and found[1]:
-            return Compiler(Path(found[0]), Path(found[1]))
-    raise UsageError(
-        f"no clang and ld.lld to compile klto's init with{f' in {toolchain}' if toolchain else ''}",
-        hint="install them: sudo apt-get install clang lld",
-    )
+    found = find_toolchain(None, build_dir, toolchain)
+    return Compiler(found.clang, found.ld_lld)
 
 
 def exit_status(result: BootResult) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
 
 if TYPE_CHECKING:
+    from klto.build.folder import Folder
     from klto.record import Record
 
 LTO_MODES = ("thin", "full", "none", "keep")
@@ -37,6 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lto", choices=LTO_MODES, help="the LTO mode (default: what the .config says; with -k, thin)"
     )
     add_jobs_option(parser)
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="the link cache (default: in the user's cache)"
+    )
+    parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -61,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         base=args.base,
         fragments=tuple(args.fragments),
         jobs=args.jobs,
+        cache_dir=args.cache_dir,
+        no_cache=args.no_cache,
         boot=args.boot,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),
@@ -74,11 +81,22 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if progress:
             progress.close()
-        if args.json and folder.record.exists():
-            sys.stdout.write(folder.record.read_text())
+        if args.json:
+            _print_record(folder)
     if not args.json and not args.quiet:
         _summary(record, plan.build_dir)
     return 0
+
+
+def _print_record(folder: Folder) -> None:
+    """This run's record, if it came to have one. A reader that went away does not change the run's status."""
+    record = folder.last_record()
+    if record is not None and record.pid == os.getpid():
+        try:
+            sys.stdout.write(folder.record.read_text())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _summary(record: Record, build_dir: Path) -> None:
@@ -94,6 +112,11 @@ def _summary(record: Record, build_dir: Path) -> None:
     if found:
         modules = f", {found.kernel_modules} kernel modules" if found.kernel_modules else ""
         print(f"{'LTO':<10}{found.lto}: {found.bitcode} bitcode and {found.native} native objects{modules}")
+    for link in record.links:
+        if link.output == "vmlinux.o" and link.generated is not None:
+            took = duration(link.wall_seconds or 0.0)
+            shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the others from the cache"
+            print(f"{'link':<10}{took}: {shares}")
     for boot in record.boots:
         for proof in boot.proofs:
             print(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from klto.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from klto.kernel.initcalls import Initcall
@@ -27,13 +27,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="as --format json")
 
 
+def quick(argv: list[str]) -> int | None:
+    """Plain calls, archives and nothing else, as Kbuild would make them; None for all others."""
+    if not argv or any(argument.startswith("-") for argument in argv):
+        return None
+    return _print(argv, "lds", None)
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the script; 0, or 2 by an error when there are no initcalls."""
+    return _print(args.archives, args.format, args.output)
+
+
+def _print(archives: list[str], form: str, output: str | None) -> int:
     from klto.kernel.initcalls import linker_script, read_initcalls
 
-    initcalls = read_initcalls(args.archives)
-    text = _as_json(initcalls) if args.format == "json" else linker_script(initcalls)
-    write(text, args.output)
+    initcalls = read_initcalls(archives)
+    write(_as_json(initcalls) if form == "json" else linker_script(initcalls), output)
     return 0
 
 
@@ -68,8 +78,16 @@ def write(text: str, output: str | None) -> None:
     if output is None:
         sys.stdout.buffer.write(data)
         return
+    from pathlib import Path
+
+    from klto.files import write_whole
+
+    path = Path(output)
+    if path.is_file() or not path.exists():
+        write_whole(path, data)
+        return
+    # A device or a pipe must not be replaced by a file.
     try:
-        with open(output, "wb") as file:
-            file.write(data)
+        path.write_bytes(data)
     except OSError as error:
-        raise UsageError(f"{output}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error

@@ -119,7 +119,7 @@ def _symbols_of_bitcode(where: str, data: Buffer) -> list[tuple[str, str]]:
         table = irsymtab.SymbolTable(irsymtab.blob_of(raw, *symtabs[0][1:], where, base), names, where)
     except irsymtab.UnknownSymbolTable:
         return _symbols_by_the_book(where, data)
-    return [(letter_of_ir(flags), name) for name, _, flags in table.entries() if _PREFIX in name]
+    return [(letter_of_ir(flags), name) for name, flags in table.named(_NEEDLE)]
 
 
 def _symbols_by_the_book(where: str, data: Buffer) -> list[tuple[str, str]]:

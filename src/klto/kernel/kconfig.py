@@ -93,7 +93,8 @@ def configure(
         raise UsageError(
             f"no .config in {build_dir}", "name a configuration: -k defconfig, -k allnoconfig or -k FILE"
         )
-    if base is None and _is_fulfilled(config, toolchain, requests):
+    settled = not len(requests) or _is_settled(tree, build_dir)
+    if base is None and settled and _is_fulfilled(config, toolchain, requests):
         check_width(tree, config, requests)
         return ConfigResult(config, changed=False, ran=False, lto=lto_of(config))
     kconfig = Kconfig(tree, toolchain, build_dir, tuple(make_args))
@@ -180,6 +181,20 @@ def _scratch(tree: KernelTree) -> Iterator[Path]:
     with (scratch / ".klto-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield scratch
+
+
+def _is_settled(tree: KernelTree, build_dir: Path) -> bool:
+    """Whether kconfig has accepted this very ``.config`` with these very Kconfig files: make's syncconfig, which
+    may drop what was edited in by hand, has nothing to do (auto.conf.cmd lists the files, confdata.c)."""
+    accepted = build_dir / "include/config/auto.conf"
+    try:
+        since = accepted.stat().st_mtime_ns
+        listed = accepted.with_name("auto.conf.cmd").read_text("utf-8", "replace")
+        files = re.findall(r"^\t(\S+)", listed.partition("\n\n")[0], re.MULTILINE)
+        newest = max((tree.path / file).stat().st_mtime_ns for file in files)
+        return bool(files) and max(newest, (build_dir / ".config").stat().st_mtime_ns) <= since
+    except (OSError, ValueError):
+        return False
 
 
 def _is_fulfilled(config: Path, toolchain: Toolchain, requests: Requests) -> bool:

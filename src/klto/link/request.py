@@ -76,17 +76,24 @@ class LinkRequest:
     :param inputs: files named on the command line and in its response files, in order; no libraries by ``-l``.
     :param relocatable: ``-r``.
     :param options: every argument that starts with ``-``, without values that stand apart.
+    :param words: all arguments, response files expanded.
     """
 
-    __slots__ = ("inputs", "options", "output", "relocatable")
+    __slots__ = ("inputs", "options", "output", "relocatable", "words")
 
     def __init__(
-        self, output: str, inputs: tuple[str, ...], relocatable: bool, options: frozenset[str]
+        self,
+        output: str,
+        inputs: tuple[str, ...],
+        relocatable: bool,
+        options: frozenset[str],
+        words: tuple[str, ...],
     ) -> None:
         self.output = output
         self.inputs = inputs
         self.relocatable = relocatable
         self.options = options
+        self.words = words
 
     def sets(self, *names: str) -> bool:
         """Whether one of the options ``--name`` or ``--name=...`` is given, with one dash or two."""
@@ -98,7 +105,8 @@ def parse_request(arguments: list[str]) -> LinkRequest:
     """Read the arguments after the linker's own name. Never fails: the linker itself judges them."""
     output, inputs, options = "a.out", [], set()
     relocatable = False
-    words = _expanded(arguments, depth=0)
+    expanded = tuple(_expanded(arguments, depth=0))
+    words = iter(expanded)
     for word in words:
         if word in ("-o", "--output"):
             output = next(words, output)
@@ -114,7 +122,7 @@ def parse_request(arguments: list[str]) -> LinkRequest:
             options.add(word)
         else:
             inputs.append(word)
-    return LinkRequest(output, tuple(inputs), relocatable, frozenset(options))
+    return LinkRequest(output, tuple(inputs), relocatable, frozenset(options), expanded)
 
 
 def _expanded(arguments: list[str], depth: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ import time
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
+from klto.link.cached import ENV_CACHE, CachedLink, note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
     from klto.link.inputs import Inputs
     from klto.link.request import LinkRequest
+    from klto.link.store import View
 
 #: Seconds to wait, for each byte of bitcode, for jobs that compilers still hold: a link cannot take more of them
 #: once it runs. 23 MB of an x86_64 6.12 kernel's bitcode take 56 s of CPU, so this is 4 % of a link's work; and
 #: at most three seconds, since compile jobs end in one or two.
 _PATIENCE_PER_BYTE, _MOST_PATIENCE = 0.1 / 1e6, 3.0
+
+#: Bytes: LLVM ends the link when it cannot write a cache entry, and objects of modules are smaller than this.
+_LEAST_FREE = 16 << 20
 
 #: lld's options for its own parallelism (lld/ELF/Options.td): given by the caller, they are left alone.
 _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
@@ -38,7 +43,7 @@ class LinkResult:
 
 
 def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> LinkResult:
-    """Run the real linker with ``arguments`` unchanged but for its number of threads, and journal it."""
+    """Run the real linker on what was asked, with the link cache if there is one, and journal it."""
     tokens = Tokens(os.environ.get(ENV_PATH))
     try:
         # One module is one backend: more jobs than modules would idle.
@@ -46,12 +51,55 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
         patience = min(inputs.bitcode_bytes * _PATIENCE_PER_BYTE, _MOST_PATIENCE)
         jobs = 1 + tokens.acquire(wanted, patience)
         parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
+        root = os.environ.get(ENV_CACHE)
+        if root:
+            result = _run_cached(root, linker, arguments, parallel, request, inputs, jobs)
+            if result is not None:
+                return result
         return _run([linker, *arguments, *parallel], request, inputs, jobs)
     finally:
         tokens.release()
 
 
-def _run(argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int) -> LinkResult:
+def _run_cached(
+    root: str,
+    linker: str,
+    arguments: list[str],
+    parallel: list[str],
+    request: LinkRequest,
+    inputs: Inputs,
+    jobs: int,
+) -> LinkResult | None:
+    """The link with the cache; None when it failed for the cache's sake and is to be done without."""
+    with CachedLink(root, linker, arguments, request) as cached:
+        result = _run([linker, *cached.arguments, *parallel], request, inputs, jobs, cached.view)
+        failed = result.returncode > 0 or result.returncode == -signal.SIGABRT
+        if failed and cached.view is not None and _is_full(root):
+            note(f"no space for the link cache in {root}: {request.output} is linked again without it")
+            return None
+    return result
+
+
+def _is_full(folder: str) -> bool:
+    """Whether the cache cannot take a module's object: no space, no quota, read-only. Found by trying."""
+    trial = os.path.join(folder, f"trial-{os.getpid()}")
+    try:
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True
+    try:
+        os.posix_fallocate(descriptor, 0, _LEAST_FREE)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+        os.unlink(trial)
+    return False
+
+
+def _run(
+    argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int, view: View | None = None
+) -> LinkResult:
     # Not klto.process: the linker stays in make's process group, so that whatever ends the build ends it too.
     begun = time.monotonic()
     pid = os.posix_spawn(argv[0], argv, os.environ)
@@ -66,6 +114,7 @@ def _run(argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int) -> Li
         native_inputs=inputs.native,
         bitcode_bytes=inputs.bitcode_bytes,
         memory_available=_memory_available(),
+        view=view.objects if view is not None else None,
     )
     _, status, used = os.wait4(pid, 0)
     result = LinkResult(
@@ -82,6 +131,7 @@ def _run(argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int) -> Li
         cpu_seconds=result.cpu_seconds,
         peak_bytes=result.peak_bytes,
         stopped_by=forwarded[0] if forwarded else None,
+        generated=sum(1 for _ in view.generated()) if view is not None else None,
     )
     return result
 
@@ -98,7 +148,8 @@ def _forward_signals(pid: int) -> list[int]:
             return  # It has just ended by itself.
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, forward)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, forward)
     return came
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _INCLUDING = re.compile(rb"(?<![\w.$@])\.(incbin|include)(?![\w.$@])", re.IGNORECASE)
 #: A directive whose name a macro's argument is part of. ".L\@" and the like are labels, made so everywhere.
 _COMPOSED = re.compile(rb"(?:^|[;\n])[ \t]*(\.(?!L)[\w.]*\\[\w\\().@]+)[ \t]+(?=[\"<\\])")
+#: AsmParser.cpp, DK_MACRO, DK_IRP, DK_IRPC: directives with arguments that are put in for "\\name".
+_MACRO = re.compile(rb"(?<![\w.$@])\.(?:macro|irpc?)(?![\w.$@])", re.IGNORECASE)
 _STRING = re.compile(rb'[ \t]*"((?:[^"\\\n]|\\[^\n])*)"')
 #: AsmParser::parseEscapedString.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]+|[0-7]{1,3}|.)", re.IGNORECASE)
@@ -27,9 +29,9 @@ _TEMPLATE = re.compile(rb"\$(?:(\$)|\d+|\{[^}]*\}|[(|)])")
 #: Stands for an operand, whose text is not known.
 _OPERAND = b"\x01"
 
-_LABEL = re.compile(rb'[ \t]*([A-Za-z_.$][\w.$@]*|"[^"\n]*")[ \t]*:(?!:)')
+_LABEL = re.compile(rb'[ \t]*([A-Za-z_.$][\w.$@]*|\d+|"[^"\n]*")[ \t]*:(?!:)')
 #: An identifier that is no register ("%rax"), no part of a number, and holds no operand.
-_NAME = re.compile(rb"(?<![\w.$@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
+_NAME = re.compile(rb"(?<![\w.@%\x01\\])([A-Za-z_.][\w.$]*)(?![\w\x01\\])")
 _MNEMONIC = re.compile(rb"[ \t]*[\w.\x01\\]+")
 
 
@@ -77,6 +79,8 @@ def _file_name(text: bytes, at: int) -> str | None:
     string = _STRING.match(text, at)
     if string is None or _OPERAND in string[1]:
         return None
+    if b"\\" in string[1] and _MACRO.search(text):
+        return None  # "\\name" may be a macro's argument, though it reads as an escape and some letters.
     # Within a macro "\\name" is an argument of it; outside it would be a wrong escape, an error.
     try:
         return _ESCAPE.sub(_unescape, string[1]).decode("utf-8", "surrogateescape")
@@ -107,7 +111,7 @@ def labels(text: bytes) -> frozenset[str]:
         while label := _LABEL.match(rest):
             found.add(label[1].strip(b'"').decode("utf-8", "surrogateescape"))
             rest = rest[label.end() :]
-    return frozenset(name for name in found if not name.startswith(".L"))
+    return frozenset(name for name in found if not name.startswith(".L") and not name.isdigit())
 
 
 def referenced_names(text: bytes) -> frozenset[str]:

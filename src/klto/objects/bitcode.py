@@ -133,13 +133,37 @@ class Properties:
 class Module:
     """One module of a bitcode file; most files have one, ``-fsplit-lto-unit`` can make two."""
 
-    def __init__(self, stream: Bitstream, block: Block) -> None:
+    def __init__(self, stream: Bitstream, block: Block, identification: Block | None) -> None:
         self._stream = stream
         self._block = block
-        #: IDENTIFICATION_CODE_STRING: the LLVM that wrote it, "LLVM19.1.7"; None without such a block.
-        self.producer: str | None = None
-        self.epoch: int | None = None
+        self._identification = identification
         self.strtab: Buffer | None = None
+
+    @cached_property
+    def identification(self) -> tuple[str | None, int | None]:
+        """The IDENTIFICATION block's string (the LLVM that wrote it, "LLVM19.1.7") and epoch; None for none.
+
+        :raises MalformedObject: when the block is broken.
+        """
+        producer, epoch = None, None
+        if self._identification is not None:
+            codes = (_IDENTIFICATION_CODE_STRING, _IDENTIFICATION_CODE_EPOCH)
+            for item in self._stream.items(self._identification, [], codes, {}):
+                if isinstance(item, Record) and item.code == _IDENTIFICATION_CODE_STRING:
+                    producer = _decode(item.text())
+                elif isinstance(item, Record):
+                    epoch = (item.ops(1) or [0])[0]
+        return producer, epoch
+
+    @property
+    def producer(self) -> str | None:
+        """Who wrote it."""
+        return self.identification[0]
+
+    @property
+    def epoch(self) -> int | None:
+        """BITCODE_CURRENT_EPOCH of its writer."""
+        return self.identification[1]
 
     @cached_property
     def properties(self) -> Properties:
@@ -172,6 +196,11 @@ class Module:
         asm = text.get(_MODULE_CODE_ASM, b"")
         return Properties(version, triple, layout, source, asm, tuple(sections), digest, summary)
 
+    def hash_record(self) -> Record | None:
+        """The record of its hash, or None when it has none."""
+        records = self._stream.items(self._block, [], (_MODULE_CODE_HASH,), {})
+        return next((item for item in records if isinstance(item, Record)), None)
+
     def _hash(self, record: Record) -> bytes:
         """HASH: [5*i32], each written with its first byte highest (BitcodeWriter.cpp, writeModuleHash)."""
         words = record.ops(6)
@@ -190,9 +219,15 @@ class Module:
 
         :raises MalformedObject: when a block on the way is broken.
         """
+        return (item for item in self.assembly() if isinstance(item, InlineAsm))
+
+    def assembly(self) -> Iterator[bytes | InlineAsm]:
+        """Module-level assembly and then :meth:`inline_asm`, in one walk over the module."""
         info: dict[int, list[Abbrev]] = {}
-        for item in self._stream.items(self._block, [], (), info):
-            if isinstance(item, Block) and item.block_id == _FUNCTION_BLOCK_ID:
+        for item in self._stream.items(self._block, [], (_MODULE_CODE_ASM,), info):
+            if isinstance(item, Record):
+                yield item.text()
+            elif item.block_id == _FUNCTION_BLOCK_ID:
                 yield from self._of_function(item, info)
 
     def _of_function(self, function: Block, info: dict[int, list[Abbrev]]) -> Iterator[InlineAsm]:
@@ -319,21 +354,24 @@ class Bitcode:
         self.symbol_table_problem = "no symbol table"
         self._read_top_level()
 
+    @property
+    def base(self) -> int:
+        """Bytes of the wrapper before the bitcode; bit offsets of records count from behind them."""
+        return self._stream.base
+
     def _read_top_level(self) -> None:
         """As getBitcodeFileContents does it: a STRTAB serves the modules before it that have none yet."""
         stream, where, raw = self._stream, self.where, self._stream.data
-        identification: tuple[str | None, int | None] = (None, None)
+        identification: Block | None = None
         symtab: Buffer | None = None
         symtab_strtab: Buffer | None = None
         for block_id, width, begin, end in irsymtab.top_level_blocks(raw, where, stream.base):
             block = Block(block_id, width, 8 * begin, 8 * end)
             if block_id == irsymtab.IDENTIFICATION_BLOCK_ID:
-                identification = self._identification(block)
+                identification = block
             elif block_id == irsymtab.MODULE_BLOCK_ID:
-                module = Module(stream, block)
-                module.producer, module.epoch = identification
-                identification = (None, None)
-                self.modules.append(module)
+                self.modules.append(Module(stream, block, identification))
+                identification = None
             elif block_id == irsymtab.SYMTAB_BLOCK_ID and symtab is None:
                 symtab = irsymtab.blob_of(raw, width, begin, end, where, stream.base)
             elif block_id == irsymtab.STRTAB_BLOCK_ID:
@@ -363,17 +401,6 @@ class Bitcode:
             return
         self.symbol_table, self.symbol_table_problem = table, ""
 
-    def _identification(self, block: Block) -> tuple[str, int]:
-        producer, epoch = "", 0
-        codes = (_IDENTIFICATION_CODE_STRING, _IDENTIFICATION_CODE_EPOCH)
-        for item in self._stream.items(block, [], codes, {}):
-            if isinstance(item, Record):
-                if item.code == _IDENTIFICATION_CODE_STRING:
-                    producer = _decode(item.text())
-                else:
-                    epoch = (item.ops(1) or [0])[0]
-        return producer, epoch
-
     @property
     def producer(self) -> str | None:
         """Who wrote the first module."""
@@ -385,7 +412,10 @@ class Bitcode:
         :raises MalformedObject: when neither can be read.
         """
         if self.symbol_table is not None:
-            return [Symbol(*entry) for entry in self.symbol_table.entries()]
+            names, ir_sizes, flags = self.symbol_table.columns()
+            # As Symbol(...) does it, without a call for each.
+            make = tuple.__new__
+            return [make(Symbol, row) for row in zip(names, map(bool, ir_sizes), flags, strict=True)]
         return [symbol for module in self.modules for symbol in module.symbols()]
 
     @property
@@ -402,25 +432,24 @@ class Bitcode:
 
         :raises MalformedObject: when a module is broken.
         """
-        found: dict[Include, None] = {}
-        for module in self.modules:
-            found.update(dict.fromkeys(included_files(module.properties.asm)))
-        for text in self._inline_texts():
-            found.update(dict.fromkeys(included_files(text)))
-        return tuple(found)
+        found = [include for text in self._assembly_texts() for include in included_files(text)]
+        return tuple(dict.fromkeys(found))
 
     def names_in_inline_asm(self) -> frozenset[str]:
         """What inline assembly in functions may refer to, beyond what the symbol table knows.
 
         :raises MalformedObject: when a module is broken.
         """
-        return frozenset().union(*(referenced_names(text) for text in self._inline_texts()))
+        texts = {inline.text for module in self.modules for inline in module.inline_asm()}
+        return frozenset().union(*(referenced_names(expand_template(text)) for text in texts))
 
-    def _inline_texts(self) -> Iterator[bytes]:
+    def _assembly_texts(self) -> Iterator[bytes]:
         """Each distinct text once: the same macros are in thousands of functions."""
         seen = set()
         for module in self.modules:
-            for inline in module.inline_asm():
-                if inline.text not in seen:
-                    seen.add(inline.text)
-                    yield expand_template(inline.text)
+            for item in module.assembly():
+                if isinstance(item, bytes):
+                    yield item
+                elif item.text not in seen:
+                    seen.add(item.text)
+                    yield expand_template(item.text)

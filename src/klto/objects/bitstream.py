@@ -96,6 +96,11 @@ class Record:
         self._count = count
         self._abbrev = abbrev
 
+    @property
+    def unabbreviated(self) -> bool:
+        """Whether its operands are plain VBR6, from bit ``at`` on."""
+        return self._abbrev is None
+
     def ops(self, most: int) -> list[int]:
         """The first operands, up to ``most``; a blob is no operand."""
         if self._abbrev is None:

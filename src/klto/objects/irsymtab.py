@@ -8,6 +8,9 @@ these in less time than a larger import takes: standard library only, and little
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
+from operator import add
 
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import BITCODE_MAGIC, WRAPPER_MAGIC
@@ -47,6 +50,7 @@ _HEADER = struct.Struct("<19I")
 _MODULE = struct.Struct("<3I")
 #: storage::Symbol: Name, IRName, ComdatIndex, Flags.
 _SYMBOL = struct.Struct("<6I")
+_SYMBOL_WORDS = 6
 #: Versions whose layout is known: LLVM 14 has 3, LLVM 19 has 4. They differ in Uncommon, which is not read.
 _VERSIONS = (3, 4)
 _WRAPPER = struct.Struct("<5I")
@@ -193,22 +197,54 @@ class SymbolTable:
     def __len__(self) -> int:
         return len(self._symbols) // _SYMBOL.size
 
-    def entries(self) -> Iterator[tuple[str, bool, int]]:
-        """Each symbol: its name, whether it has a name in the IR (else it comes from assembly), its flags.
+    def columns(self) -> tuple[list[str], array[int], array[int]]:
+        """Of each symbol its name, its IR name's size (0: it comes from assembly, or has none), and its flags.
+
+        Columns, since a loop over the symbols of a kernel's modules would take longer than all the rest.
 
         :raises MalformedObject: for a name outside of the string table.
         """
+        words = array("I", bytes(self._symbols))
+        if sys.byteorder == "big":
+            words.byteswap()
+        offsets, sizes = words[0::_SYMBOL_WORDS], words[1::_SYMBOL_WORDS]
+        end = len(self._strtab)
+        if max(map(add, offsets, sizes), default=0) > end:
+            raise MalformedObject(
+                self._where, None, f"expected names within {end} bytes of strings, found one beyond"
+            )
+        # A name stands once in the string table and belongs to a symbol or two: a small table must not stand
+        # for large names.
+        if sum(sizes) > 4 * (end + len(self._symtab)):
+            raise MalformedObject(
+                self._where, None, "expected a name of its own for each symbol, found shared ones"
+            )
+        strings = bytes(self._strtab)
+        if strings.isascii():
+            text = strings.decode()
+            names = [text[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
+        else:
+            pairs = zip(offsets, sizes, strict=True)
+            names = [
+                strings[offset : offset + size].decode("utf-8", "surrogateescape") for offset, size in pairs
+            ]
+        return names, words[3::_SYMBOL_WORDS], words[5::_SYMBOL_WORDS]
+
+    def named(self, prefix: bytes) -> Iterator[tuple[str, int]]:
+        """Name and flags of the symbols whose names begin with ``prefix``, without a look at other names.
+
+        :raises MalformedObject: for such a name that runs out of the string table.
+        """
         strtab = bytes(self._strtab)
-        end = len(strtab)
-        # A name stands once in the string table and belongs to a symbol or two: a small table must not
-        # stand for large names.
-        budget = 4 * (end + len(self._symtab))
-        for offset, size, _, ir_size, _, flags in _SYMBOL.iter_unpack(self._symbols):
-            budget -= size
-            if offset + size > end or budget < 0:
-                raise MalformedObject(
-                    self._where,
-                    None,
-                    f"expected a name of its own at {offset} of the string table, size {size}",
-                )
-            yield strtab[offset : offset + size].decode("utf-8", "surrogateescape"), ir_size > 0, flags
+        begins = set()
+        at = strtab.find(prefix)
+        while at >= 0:
+            begins.add(at)
+            at = strtab.find(prefix, at + 1)
+        budget = 4 * (len(strtab) + len(self._symtab))
+        for offset, size, _, _, _, flags in _SYMBOL.iter_unpack(self._symbols):
+            if offset in begins and size >= len(prefix):
+                budget -= size
+                if budget < 0:
+                    raise MalformedObject(self._where, None, "expected names of their own, found shared ones")
+                yield self._str(offset, size), flags

@@ -5,6 +5,7 @@ rich draws the block: it knows terminals, widths and resizes, and it is kept.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -44,6 +45,7 @@ class State:
         self.expected: int | None = None
         self.current = ""
         self.link: LinkStarted | None = None
+        self.generated = 0
         self.memory = 0
         self.process = ""
         self.link_seconds = link_seconds
@@ -62,10 +64,11 @@ class State:
             case Expected():
                 self.expected = event.objects
             case LinkStarted():
-                self.link = event
+                self.link, self.generated = event, 0
             case LinkFinished():
                 self.link = None
             case Tick():
+                self.generated = event.link_generated or 0
                 self.memory = event.resident_bytes if event.link_bytes is None else event.link_bytes
                 self.process = event.process or ""
 
@@ -91,9 +94,9 @@ class State:
                 else f"{self.objects} objects"
             )
         if self.stage == "link" and self.link:
-            parts.append(
-                f"{self.link.output}: {self.link.bitcode_inputs} bitcode modules, {self.link.jobs} at once"
-            )
+            link = self.link
+            done = f", {self.generated} generated" if link.view else ""
+            parts.append(f"{link.output}: {link.bitcode_inputs} bitcode modules{done}, {link.jobs} at once")
         if self.memory and self.stage in ("link", "finish"):
             parts.append(f"{size(self.memory)} ({'ld.lld' if self.stage == 'link' else self.process})")
         left = self.remaining()
@@ -129,7 +132,10 @@ class PlainProgress:
 
     def _print(self, text: str) -> None:
         self._next = time.monotonic() + _LINE_EVERY
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            self._stream = open(os.devnull, "w")  # Nobody reads any more; the build goes on.
 
     def close(self) -> None:
         """Nothing to restore."""

@@ -1,0 +1,155 @@
+"""The order of initcalls after the link, against the objects' order: vmlinux's tables, and a boot's log.
+
+Tables: include/asm-generic/vmlinux.lds.h, INIT_CALLS and CON_INITCALL (6.1 and 6.12); what is in them:
+include/linux/init.h, ____define_initcall.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from klto.errors import UsageError
+from klto.kernel.initcalls import Initcall, in_run_order, split_name
+from klto.objects.elf import SHT_NOBITS, Elf
+from klto.objects.source import read_whole
+
+_PREFIX, _STUB = "__initcall__", "__initstub__"
+#: First and last symbol of each table, in the order in which start_kernel comes to them.
+_TABLES = (("__con_initcall_start", "__con_initcall_end"), ("__initcall_start", "__initcall_end"))
+#: Entries are 32-bit distances with CONFIG_HAVE_ARCH_PREL32_RELOCATIONS (x86_64, arm64), pointers without.
+_DISTANCE, _POINTER = 4, 8
+#: init/main.c, trace_initcall_start_cb (6.1 and 6.12): what ``initcall_debug`` prints before each call. The
+#: consoles' initcalls are not announced (kernel/printk/printk.c, console_init).
+_CALLING = re.compile(r"calling  (\S+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])? @ \d+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of an initcall table.
+
+    :ivar name: its symbol without ``__initcall__``: the initcall's id and level.
+    :ivar target: names of what it calls; several when functions were merged.
+    """
+
+    address: int
+    name: str
+    target: frozenset[str]
+
+
+class _Image:
+    """Addresses, symbols and bytes of a linked ELF file."""
+
+    def __init__(self, path: Path) -> None:
+        self.elf = Elf(read_whole(path), str(path))
+        table = self.elf.symtab
+        if table is None:
+            raise UsageError(
+                f"{path}: has no symbol table", "give vmlinux, not a stripped copy or a boot image"
+            )
+        self.names = table.names
+        self.values = table.table["st_value"]
+        self.defined = table.section != 0
+        self.address = {name: int(self.values[i]) for name, i in table.by_name.items() if self.defined[i]}
+        sections = self.elf.sections
+        self.mapped = sections[(sections["sh_addr"] > 0) & (sections["sh_type"] != SHT_NOBITS)]
+
+    def initcalls(self) -> dict[int, str]:
+        """Addresses of the entries to their symbols; two objects may have symbols of one name."""
+        numbers = [i for i, name in enumerate(self.names) if name.startswith(_PREFIX) and split_name(name)]
+        return {int(self.values[i]): self.names[i] for i in numbers if self.defined[i]}
+
+    def at(self, address: int) -> list[str]:
+        """Names of the symbols at an address."""
+        return [self.names[i] for i in np.flatnonzero((self.values == address) & self.defined).tolist()]
+
+    def word(self, address: int, size: int) -> int:
+        """The word at an address: a distance has a sign."""
+        inside = (self.mapped["sh_addr"] <= address) & (
+            self.mapped["sh_addr"] + self.mapped["sh_size"] >= address + size
+        )
+        for section in self.mapped[inside]:
+            offset = int(section["sh_offset"]) + address - int(section["sh_addr"])
+            if offset + size <= len(self.elf.data):
+                kind = "i" if size == _DISTANCE else "Q"
+                return int(struct.unpack_from(f"{self.elf.header.order}{kind}", self.elf.data, offset)[0])
+        raise self.elf.malformed(f"expected {size} bytes at address {address:#x}, found none in any section")
+
+
+def read_tables(vmlinux: Path) -> list[Entry]:
+    """The entries of vmlinux's initcall tables, in the order in which the kernel runs them.
+
+    :raises MalformedObject: when vmlinux is broken, or a table has a place without an initcall's symbol.
+    :raises UsageError: when it has no initcall tables or no symbols.
+    """
+    image = _Image(vmlinux)
+    labels = image.initcalls()
+    found: list[Entry] = []
+    for first, last in _TABLES:
+        if first not in image.address or last not in image.address:
+            raise UsageError(f"{vmlinux}: has no symbol {first} or {last}", "give vmlinux as it is linked")
+        begin, end = image.address[first], image.address[last]
+        count = sum(begin <= address < end for address in labels)
+        size = _POINTER if count * _POINTER == end - begin else _DISTANCE
+        for address in range(begin, end, size):
+            if address not in labels:
+                raise image.elf.malformed(f"expected an initcall at {address:#x} in the table at {begin:#x}")
+            word = image.word(address, size)
+            target = (address + word) if size == _DISTANCE else word
+            found.append(Entry(address, labels[address].removeprefix(_PREFIX), frozenset(image.at(target))))
+    return found
+
+
+def differences(expected: Sequence[Initcall], entries: Sequence[Entry]) -> list[str]:
+    """What is wrong with the order in vmlinux, one line each; none when it is the objects' order.
+
+    :param expected: what :func:`klto.kernel.initcalls.read_initcalls` gave of the link's inputs.
+    """
+    wanted = [(initcall.id + initcall.level, initcall) for initcall in in_run_order(expected)]
+    ours, theirs = [name for name, _ in wanted], [entry.name for entry in entries]
+    lines = [f"{name} is in no table" for name in (Counter(ours) - Counter(theirs)).elements()]
+    extra = (Counter(theirs) - Counter(ours)).elements()
+    lines += [f"{name} is in a table, but in none of the link's inputs" for name in extra]
+    if not lines and ours != theirs:
+        place = next(i for i in range(len(ours)) if ours[i] != theirs[i])
+        lines.append(f"initcall {place} is {theirs[place]}, but the objects' order has {ours[place]} there")
+    targets = {entry.name: entry.target for entry in entries}
+    for name, initcall in wanted:
+        target = targets.get(name, frozenset())
+        # Without a stub (no LTO) the entry points at the function, whose name may have got a suffix.
+        if (
+            target
+            and f"{_STUB}{name}" not in target
+            and not any(t.split(".")[0] == initcall.function for t in target)
+        ):
+            lines.append(f"the entry of {name} calls {', '.join(sorted(target))}")
+    return lines
+
+
+def calls_in_log(log: str) -> list[str]:
+    """The functions that a booting kernel has called as initcalls, from its console's ``initcall_debug`` lines.
+
+    :returns: names as kallsyms has them, in order; with LTO the stubs, without their prefix: id and level.
+    """
+    return [name.removeprefix(_STUB) for name in _CALLING.findall(log)]
+
+
+def log_differences(expected: Sequence[Initcall], calls: Sequence[str]) -> list[str]:
+    """How a boot with ``initcall_debug`` differs from the objects' order, one line each; none when it does not.
+
+    :param calls: what :func:`calls_in_log` found; calls behind the last initcall are those of modules.
+    """
+    wanted = [initcall for initcall in in_run_order(expected) if not initcall.level.startswith("con")]
+    for place, initcall in enumerate(wanted):
+        found = calls[place] if place < len(calls) else "nothing"
+        if found != initcall.id + initcall.level and found.split(".")[0] != initcall.function:
+            return [
+                f"initcall {place} was {found}, but the objects' order has {initcall.id}{initcall.level} there"
+            ]
+    return []

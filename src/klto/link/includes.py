@@ -1,0 +1,171 @@
+"""Files that the assembly of bitcode modules includes, which LLVM's cache keys do not cover.
+
+``.incbin`` and ``.include`` are carried out when a backend assembles, in the folder the link runs in. A module
+that has one, and every module that imports the function it stands in, would be taken from the cache though the
+file has changed. Here such modules are found and a digest of what they include is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+
+from klto.objects.errors import MalformedObject
+from klto.objects.source import read_whole
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from klto.objects.source import Buffer
+
+#: All directives of LLVM's assembler that read a file, in any case (llvm/lib/MC/MCParser/AsmParser.cpp,
+#: DK_INCBIN, DK_INCLUDE), and those that can compose such names.
+_WORDS = (b"incbin", b"include", b".macro", b".irp")
+
+#: Nanoseconds: a file whose time stamp is younger may change once more with the same stamp (the kernel's clock
+#: ticks every 10 ms at the slowest, CONFIG_HZ_100).
+_TOO_YOUNG = 50_000_000
+
+#: Files that include each other deeper than this are refused.
+_MAX_DEPTH = 16
+
+
+class Uncacheable(Exception):
+    """What a module includes cannot be told; its link must not use a cache. The message says which and why."""
+
+
+def _needles() -> tuple[bytes, ...]:
+    """The words as they stand in bitcode: two VBR6 chunks for each character, at any of eight bit offsets,
+    without the bytes at both ends that they share with their neighbours.
+
+    Assembly is written without abbreviation (BitcodeWriter.cpp: writeStringRecord for MODULE_CODE_ASM,
+    CST_CODE_INLINEASM), so each character is an operand: five low bits and "more", then the high bits.
+    """
+    needles = []
+    for word in (*_WORDS, *(word.upper() for word in _WORDS)):
+        bits = 0
+        for place, character in enumerate(word):
+            bits |= (character & 31 | 32 | character >> 5 << 6) << (12 * place)
+        for offset in range(8):
+            skipped = -offset % 8
+            whole = (12 * len(word) - skipped) // 8
+            needles.append((bits >> skipped & (1 << 8 * whole) - 1).to_bytes(whole, "little"))
+    return tuple(needles)
+
+
+NEEDLES = _needles()
+
+
+def may_include(data: bytes) -> bool:
+    """Whether a module's bytes hold one of the words anywhere; False rules the module out."""
+    return any(needle in data for needle in NEEDLES)
+
+
+def included_names(data: Buffer, where: str) -> list[str]:
+    """The files that a bitcode file's assembly names, as written.
+
+    :raises Uncacheable: when a name cannot be told.
+    :raises MalformedObject: when the file cannot be read as bitcode.
+    """
+    # Late: few links need the reader, and this process must start fast.
+    from klto.objects.assembly import expand_template, included_files
+    from klto.objects.bitcode import Bitcode, InlineAsm
+
+    names = []
+    for module in Bitcode(data, where).modules:
+        for item in module.assembly():
+            text = expand_template(item.text) if isinstance(item, InlineAsm) else item
+            for include in included_files(text):
+                if include.path is None:
+                    raise Uncacheable(f"{where} includes a file that cannot be told: {include.text}")
+                names.append(include.path)
+    return names
+
+
+def digest_of(names: Iterable[str], where: str) -> bytes:
+    """A digest of the files' contents as a backend would find them now.
+
+    :raises Uncacheable: when an included file includes others that cannot be told.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        _digest_file(digest, name, where, _MAX_DEPTH)
+    return digest.digest()
+
+
+def _digest_file(digest: hashlib._Hash, name: str, where: str, depth: int) -> None:
+    from klto.objects.assembly import included_files
+
+    if depth == 0:
+        raise Uncacheable(f"{where}: files include each other deeper than {_MAX_DEPTH}: {name}")
+    try:
+        data = bytes(read_whole(name))
+    except MalformedObject:
+        digest.update(f"missing {name}\0".encode("utf-8", "surrogateescape"))
+        return
+    digest.update(f"{len(data)} {name}\0".encode("utf-8", "surrogateescape") + data)
+    # A binary file may hold such words by accident: more is digested then than needed, never less.
+    for include in included_files(data):
+        if include.path is not None and include.path != name:
+            _digest_file(digest, include.path, where, depth - 1)
+        elif include.path is None:
+            digest.update(b"unknown\0" + str(time.time_ns()).encode())
+
+
+class Scan:
+    """Remembers, for the inputs of one link, which files each module includes.
+
+    What was found counts as long as the file has the same inode, size and time stamps; ctime among them, which
+    no program can set.
+    """
+
+    def __init__(self, memo: str) -> None:
+        self._memo = memo
+        self._known: dict[str, list[object]] = {}
+        self._seen: dict[str, list[object]] = {}
+        self._changed = False
+        self._load()
+
+    def _load(self) -> None:
+        import json
+
+        try:
+            with open(self._memo, encoding="utf-8", errors="surrogateescape") as stream:
+                known = json.load(stream)
+        except (OSError, ValueError):
+            return  # Nothing is known; everything is looked at.
+        if isinstance(known, dict):
+            self._known = known
+
+    def names(self, path: str) -> list[str]:
+        """The files that the bitcode at ``path`` includes.
+
+        :raises Uncacheable: when they cannot be told.
+        :raises OSError: when the file cannot be read.
+        """
+        status = os.stat(path)
+        identity = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = self._known.get(path)
+        if known is not None and known[:4] == identity:
+            self._seen[path] = known
+            return [str(name) for name in known[4:]]
+        with open(path, "rb") as stream:
+            data = stream.read()
+        names = included_names(data, path) if may_include(data) else []
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_YOUNG:
+            self._seen[path] = [*identity, *names]
+            self._changed = True
+        return names
+
+    def save(self) -> None:
+        """Keep what was found."""
+        if not self._changed and len(self._seen) == len(self._known):
+            return
+        import json
+
+        aside = f"{self._memo}.{os.getpid()}"
+        with open(aside, "w", encoding="utf-8", errors="surrogateescape") as stream:
+            json.dump(self._seen, stream)
+        os.replace(aside, self._memo)

@@ -1,0 +1,287 @@
+"""The link cache on disk: native objects of ThinLTO backends, kept by LLVM's own key within a partition.
+
+LLVM's in-process cache links whatever lies under a key's name. So no link is given the store itself: it gets a
+*view*, a folder of its own with links to those entries alone that were found unaltered, and writes new ones into it.
+What the link added is taken into the store afterwards, with its SHA-256; what a killed link added is taken over
+by the next one. Links at the same time, of any build dir, have different views and cannot harm each other.
+
+Layout below the cache's root::
+
+    partitions/<partition>/index          one line an entry: key size sha256 inode mtime_ns ctime_ns
+    partitions/<partition>/<key>          an entry, a native object
+    views/<name>/owner                    locked while the link lives; its partition and the machine's boot
+    views/<name>/objects/llvmcache-<key>  what LLVM sees
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: The names of LLVM's cache entries (llvm/lib/LTO/LTO.cpp and llvm/lib/Support/Caching.cpp, 14 to 22).
+ENTRY_PREFIX = "llvmcache-"
+
+#: Entries that one link is offered, those used last first. A kernel has a thousand to twenty thousand modules.
+MOST_OFFERED = 20_000
+
+#: Bytes that the store may hold when nothing else is said.
+DEFAULT_LIMIT = 5 << 30
+
+
+class Entry:
+    """One line of an index. ``status``: inode, mtime_ns and ctime_ns of the file when its content was hashed."""
+
+    __slots__ = ("key", "sha256", "size", "status")
+
+    def __init__(self, key: str, size: int, sha256: str, status: tuple[int, int, int]) -> None:
+        self.key = key
+        self.size = size
+        self.sha256 = sha256
+        self.status = status
+
+    def line(self) -> str:
+        """The index's line."""
+        return f"{self.key} {self.size} {self.sha256} {' '.join(map(str, self.status))}\n"
+
+
+class Partition:
+    """The entries for one linker and one set of options."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.name = name
+        self.folder = os.path.join(root, "partitions", name)
+        self._index = os.path.join(self.folder, "index")
+
+    def entries(self) -> dict[str, Entry]:
+        """All entries by key, as the index has them; torn or foreign lines are left out."""
+        found: dict[str, Entry] = {}
+        try:
+            with open(self._index, encoding="ascii", errors="replace") as stream:
+                for line in stream:
+                    fields = line.split()
+                    if len(fields) == 6 and line.endswith("\n") and fields[0].isalnum():
+                        try:
+                            size, *status = int(fields[1]), *map(int, fields[3:])
+                        except ValueError:
+                            continue
+                        found.pop(fields[0], None)  # Its place is that of its last line.
+                        found[fields[0]] = Entry(
+                            fields[0], size, fields[2], (status[0], status[1], status[2])
+                        )
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def path(self, key: str) -> str:
+        """Where the entry's object lies."""
+        return os.path.join(self.folder, key)
+
+    def intact(self, entry: Entry) -> bool:
+        """Whether the entry's file is what was put there.
+
+        Its stamps are compared, ctime among them, which no program can set; when they differ its content is.
+        """
+        try:
+            status = os.stat(self.path(entry.key))
+        except FileNotFoundError:
+            return False
+        if status.st_size == entry.size and _stamps(status) == entry.status:
+            return True
+        return status.st_size == entry.size and _sha256(self.path(entry.key)) == entry.sha256
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes the partition meanwhile."""
+        os.makedirs(self.folder, exist_ok=True)
+        descriptor = os.open(
+            os.path.join(self.folder, "index.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def append(self, entries: list[Entry]) -> None:
+        """Add lines to the index; with the partition locked."""
+        if entries:
+            with open(self._index, "a", encoding="ascii") as stream:
+                # An empty line first: the last one may be torn.
+                stream.write("\n" + "".join(entry.line() for entry in entries))
+
+    def put(self, key: str, source: str) -> Entry:
+        """Move a new object into the store; its entry, not yet in the index."""
+        sha256, size = _sha256(source), os.path.getsize(source)
+        os.replace(source, self.path(key))
+        return Entry(key, size, sha256, _stamps(os.stat(self.path(key))))
+
+    def hashed(self, key: str) -> Entry | None:
+        """An entry made from the file as it is now; None when there is none."""
+        try:
+            status = os.stat(self.path(key))
+            return Entry(key, status.st_size, _sha256(self.path(key)), _stamps(status))
+        except FileNotFoundError:
+            return None
+
+    def drop(self, key: str) -> None:
+        """Remove an entry's file; its line in the index is void then."""
+        try:
+            os.unlink(self.path(key))
+        except FileNotFoundError:
+            return  # Another link was faster.
+
+    def rewrite(self, entries: list[Entry]) -> None:
+        """Replace the index; with the partition locked."""
+        aside = f"{self._index}.{os.getpid()}"
+        with open(aside, "w", encoding="ascii") as new:
+            new.write("".join(entry.line() for entry in entries))
+        os.replace(aside, self._index)
+
+
+class View:
+    """A folder in which one link finds intact entries and leaves new ones. A context manager."""
+
+    def __init__(self, root: str, partition: Partition, note: Callable[[str], None]) -> None:
+        self._root, self._partition, self._note = root, partition, note
+        name = f"{os.getpid()}-{os.urandom(6).hex()}"
+        self.folder = os.path.join(root, "views", name)
+        self.objects = os.path.join(self.folder, "objects")
+        self.offered: dict[str, Entry] = {}
+        self.added = 0
+        self._lock = -1
+
+    def __enter__(self) -> View:
+        os.makedirs(self._partition.folder, exist_ok=True)
+        adopt_abandoned(self._root, self._note)
+        os.makedirs(self.objects)
+        self._lock = _own(self.folder, self._partition.name)
+        self._offer()
+        return self
+
+    def _offer(self) -> None:
+        """Link the intact entries, the ones used last first; drop the others."""
+        altered = []
+        for entry in reversed(list(self._partition.entries().values())):
+            if len(self.offered) >= MOST_OFFERED:
+                break
+            if self._partition.intact(entry):
+                os.symlink(
+                    self._partition.path(entry.key), os.path.join(self.objects, ENTRY_PREFIX + entry.key)
+                )
+                self.offered[entry.key] = entry
+            elif os.path.lexists(self._partition.path(entry.key)):
+                self._partition.drop(entry.key)
+                altered.append(entry.key)
+        if altered:
+            self._note(
+                f"{len(altered)} entries of the link cache were damaged: dropped, and made again ({altered[0]})"
+            )
+
+    def generated(self) -> Iterator[str]:
+        """Keys of the objects that this link has added so far."""
+        for item in os.scandir(self.objects):
+            if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink():
+                yield item.name[len(ENTRY_PREFIX) :]
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self.added = _take_over(self._partition, self.objects)
+            if self.added:
+                _keep_within(self._root, DEFAULT_LIMIT)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+
+
+def _keep_within(root: str, limit: int) -> None:
+    """Prune the store when its indexes say that it is too large."""
+    names = os.listdir(os.path.join(root, "partitions"))
+    held = sum(entry.size for name in names for entry in Partition(root, name).entries().values())
+    if held > limit:
+        from klto.link.prune import prune  # Late: seldom needed.
+
+        prune(root, limit)
+
+
+def _take_over(partition: Partition, objects: str) -> int:
+    """Put what a link added into the store; how many."""
+    new = []
+    with partition.locked():
+        for item in os.scandir(objects):
+            if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink() and item.stat().st_size:
+                new.append(partition.put(item.name[len(ENTRY_PREFIX) :], item.path))
+        partition.append(new)
+    return len(new)
+
+
+def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
+    """Take over what killed links have left behind: each object appeared by a rename when it was whole.
+
+    Only of links since the machine was started: what a power loss leaves of a file nobody can tell.
+    """
+    views = os.path.join(root, "views")
+    try:
+        names = os.listdir(views)
+    except FileNotFoundError:
+        return
+    for name in names:
+        folder = os.path.join(views, name)
+        with _abandoned(folder) as owner:
+            if owner is None:
+                continue
+            partition, boot = owner
+            try:
+                if boot == _boot_id() and partition.isalnum():
+                    count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
+                    if count:
+                        note(f"{count} modules that a killed link had finished are used again")
+            except OSError:
+                pass  # Half removed by its owner: what is left of it is of no use.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own(folder: str, partition: str) -> int:
+    """Mark a view as this process's; the descriptor that holds the lock."""
+    descriptor = os.open(os.path.join(folder, "owner"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, f"{partition} {_boot_id()}\n".encode())
+    return descriptor
+
+
+@contextmanager
+def _abandoned(folder: str) -> Iterator[tuple[str, str] | None]:
+    """(partition, boot) of a view whose owner is gone, locked meanwhile; None when it lives or has just begun."""
+    try:
+        descriptor = os.open(os.path.join(folder, "owner"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fields = os.read(descriptor, 4096).decode("ascii", "replace").split()
+        yield (fields[0], fields[1]) if len(fields) == 2 else None
+    except BlockingIOError:
+        yield None
+    finally:
+        os.close(descriptor)
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as stream:
+        return stream.read().strip()
+
+
+def _stamps(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
