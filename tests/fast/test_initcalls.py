@@ -312,6 +312,7 @@ def test_the_command(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes])
         ("early_one", "early", 5),
     ]
     assert all(entry["object"].endswith("object.o") for entry in by_order)
+    assert {entry["module"] for entry in by_order} == {"first", "second"}
 
 
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

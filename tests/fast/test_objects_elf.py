@@ -288,13 +288,16 @@ def test_errors_say_what_was_expected() -> None:
         with pytest.raises(MalformedObject) as caught:
             use_all(Elf(data, "x"))
         assert message in caught.value.message, caught.value.message
+        assert caught.value.message.startswith("x: at offset 0x"), caught.value.message
 
 
 def test_a_symbol_in_no_section() -> None:
     data = bytearray(one_of_each(62, 64, 4))
     offset = 64 + 64 + 24 * 4
     struct.pack_into("<H", data, offset + 6, 5)
-    with pytest.raises(MalformedObject, match="symbol 0 of section 3 lies in no section"):
+    with pytest.raises(
+        MalformedObject, match="x: at offset 0x1[0-9a-f]+: symbol 0 of section 3 lies in no section"
+    ):
         use_all(Elf(bytes(data), "x"))
     struct.pack_into("<H", data, offset + 6, 0xFFFF)
     with pytest.raises(MalformedObject, match="expected a SHT_SYMTAB_SHNDX for section 3"):
