@@ -208,6 +208,53 @@ def test_symbol_tables_that_cannot_be_used() -> None:
     assert {s.name for s in joined.symbols()} >= {"c_function", "_Z1gP1A"}
 
 
+def test_symbol_tables_that_lie() -> None:
+    data = the_object(19, "thin").read_bytes()
+    blobs = {
+        kind: bytes(irsymtab.blob_of(data, *rest, "x"))
+        for kind, *rest in irsymtab.top_level_blocks(data, "x")
+        if kind > 20
+    }
+    symtab, strtab = blobs[irsymtab.SYMTAB_BLOCK_ID], blobs[irsymtab.STRTAB_BLOCK_ID]
+    words = struct.unpack_from("<19I", symtab)
+    count, size = words[8], len(symtab)
+
+    def read(changes: dict[int, int], strings: bytes = strtab) -> int:
+        patched = bytearray(symtab)
+        for word, value in changes.items():
+            struct.pack_into("<I", patched, 4 * word, value)
+        table = irsymtab.SymbolTable(bytes(patched), strings, "x", 0x77)
+        names = table.columns()[0]
+        assert [name for name, _ in table.named(b"asm")] == [name for name in names if name.startswith("asm")]
+        return len(names)
+
+    first = words[7] // 4
+    assert read({}) == len(irsymtab.SymbolTable(symtab, strtab, "x", 0)) == count
+    # Version 4 differs in a part that is not read.
+    assert read({0: 4}) == count
+    assert read({8: count - 1, first: words[11], first + 1: 0}) == count - 1
+    cases = [
+        ({2: len(strtab) + 1}, "of the string table"),
+        ({4: 1 << 28}, f"{1 << 28} modules"),
+        ({8: (size - words[7]) // 24 + 1}, "symbols at"),
+        ({7: size - 3}, "symbols at"),
+        ({18: 1 << 30}, "libraries"),
+        ({first: len(strtab)}, "names within"),
+        ({first + 1: len(strtab) + 1}, "names within"),
+        (
+            {first + 6 * n + part: (0, len(strtab))[part] for n in range(count) for part in (0, 1)},
+            "name of its own",
+        ),
+    ]
+    for changes, problem in cases:
+        with pytest.raises(MalformedObject, match=f"x: at offset 0x77: expected .*{problem}"):
+            read(changes)
+    with pytest.raises(MalformedObject, match="expected a symbol table header, found 75 bytes"):
+        irsymtab.SymbolTable(symtab[:75], strtab, "x", 0x77)
+    empty = struct.pack("<19I", 4, *[0] * 18)
+    assert irsymtab.SymbolTable(empty, b"", "x", 0).columns()[0] == []
+
+
 @pytest.mark.parametrize("version", LLVMS)
 def test_wrapped_bitcode(version: int) -> None:
     path = compiled(

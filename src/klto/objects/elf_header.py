@@ -112,10 +112,10 @@ class Header:
 
     def _check_table(self, what: str, offset: int, count: int, entry: int, expected: int) -> None:
         if count and entry != expected:
+            # e_phentsize and e_shentsize are the fifth and the third half word from the header's end.
+            place = _EHDR[self.is64] - (6 if what == "section" else 10)
             raise MalformedObject(
-                self.where,
-                None,
-                f"expected {what} headers of {expected} bytes, found {entry} in the ELF header",
+                self.where, place, f"expected {what} headers of {expected} bytes, found {entry}"
             )
         if count and offset + count * expected > len(self.data):
             raise MalformedObject(

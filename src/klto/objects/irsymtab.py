@@ -51,7 +51,7 @@ _MODULE = struct.Struct("<3I")
 #: storage::Symbol: Name, IRName, ComdatIndex, Flags.
 _SYMBOL = struct.Struct("<6I")
 _SYMBOL_WORDS = 6
-#: Versions whose layout is known: LLVM 14 has 3, LLVM 19 has 4. They differ in Uncommon, which is not read.
+#: Versions whose layout is known. LLVM 14 to 22 write 3; 4 has a wider Uncommon::CommonSize, which is not read.
 _VERSIONS = (3, 4)
 _WRAPPER = struct.Struct("<5I")
 
