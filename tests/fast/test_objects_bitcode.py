@@ -194,6 +194,69 @@ def test_without_a_symbol_table_the_records_give_the_same(version: int, variant:
     assert bare.asm_labels() == labels
 
 
+#: Every linkage, visibility and kind of global of LLVM's language reference.
+GLOBALS = """target datalayout = "e-m:e-i64:64-n8:16:32:64-S128"
+target triple = "x86_64-unknown-linux-gnu"
+@a = private global i32 1
+@b = internal global i32 1
+@c = available_externally global i32 1
+@d = linkonce global i32 1
+@e = linkonce_odr hidden global i32 1
+@f = weak global i32 1
+@g = weak_odr protected constant i32 1
+@h = common global i32 0
+@i = extern_weak global i32
+@j = external global i32
+@"\\01k" = global i32 1, section "named"
+@l = alias i32, ptr @b
+@m = alias void (), ptr @fa
+@n = weak hidden alias void (), ptr @m
+@o = ifunc void (), ptr @fb
+@llvm.used = appending global [1 x ptr] [ptr @b], section "llvm.metadata"
+@kept = private global i32 2, section "llvm.metadata"
+define private void @fp() { ret void }
+define void @fa() { ret void }
+define internal ptr @fb() { ret ptr @fa }
+define linkonce_odr void @fc() { ret void }
+define available_externally void @fd() { ret void }
+declare extern_weak void @fe()
+declare void @llvm.donothing()
+define void @ff() { call void @fe() call void @llvm.donothing() ret void }
+"""
+
+
+@pytest.mark.parametrize("version", [19, 22])
+def test_every_linkage(version: int) -> None:
+    """LLVM 14's text form has other pointers; what its records hold is the same."""
+    source, path = scratch() / f"globals-{version}.ll", scratch() / f"globals-{version}.bc"
+    source.write_text(GLOBALS)
+    run(tool("llvm-as", version), source, "-o", path)
+    whole = read(path)
+    assert whole.symbol_table_problem == ""
+    assert Counter(letters(whole)) == Counter(nm(path, version))
+    bare = Bitcode(without_symbol_table(path.read_bytes()), "bare")
+    mask = ~(irsymtab.FB_USED | irsymtab.FB_MAY_OMIT | irsymtab.FB_HAS_UNCOMMON)
+    of_bare = {symbol.name: symbol.flags & mask for symbol in bare.symbols()}
+    assert of_bare == {symbol.name: symbol.flags & mask for symbol in whole.symbols()}
+    assert len(of_bare) == 25
+    # The same module with another file's string table, which is shorter.
+    cut, short = (
+        without_symbol_table(p.read_bytes()) for p in (path, compiled("int x;", version, *VARIANTS["thin"]))
+    )
+    begin = strtab_of(cut)[0]
+    with pytest.raises(MalformedObject, match="expected a global and its name, found none"):
+        Bitcode(cut[: begin - 8] + short[strtab_of(short)[0] - 8 :], "x").symbols()
+    with pytest.raises(MalformedObject, match="expected a module of version 2 with a STRTAB"):
+        Bitcode(cut[: begin - 8], "x").symbols()
+
+
+def strtab_of(data: bytes) -> tuple[int, int]:
+    """Begin and end of the STRTAB block's body."""
+    return next(
+        (b, e) for kind, _, b, e in irsymtab.top_level_blocks(data, "x") if kind == irsymtab.STRTAB_BLOCK_ID
+    )
+
+
 def test_symbol_tables_that_cannot_be_used() -> None:
     data = the_object(19, "thin").read_bytes()
     symtab = next(
