@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -305,6 +306,19 @@ def test_a_symbol_table_that_is_missing_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "bare.o").write_bytes(data[:4] + bare)
         with pytest.raises(UsageError, match=error):
             read_initcalls([str(tmp_path / "bare.o")])
+
+
+def test_a_string_table_serves_the_symbol_table_before_it(tmp_path: Path) -> None:
+    """getBitcodeFileContents of BitcodeReader.cpp: a symbol table behind its strings has none."""
+    data = compiled(FIRST, 19, *BITCODE).read_bytes()
+    blocks = list(irsymtab.top_level_blocks(data, "x"))
+    order = sorted(blocks, key=lambda block: block[0] == irsymtab.SYMTAB_BLOCK_ID)
+    (tmp_path / "turned.o").write_bytes(data[:4] + b"".join(data[b - 8 : e] for _, _, b, e in order))
+    with pytest.raises(MalformedObject, match=r"found no symbol table \(by LLVM19"):
+        read_initcalls([str(tmp_path / "turned.o")])
+    wrapper = struct.pack("<5I", 0x0B17C0DE, 0, 20, len(data), 7)
+    (tmp_path / "wrapped.o").write_bytes(wrapper + data)
+    assert len(read_initcalls([str(tmp_path / "wrapped.o")])) == 4
 
 
 def test_an_initcall_without_a_level_is_an_error() -> None:
