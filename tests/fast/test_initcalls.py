@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,14 @@ from objects_helpers import LLVMS, compiled, run, scratch, tool
 from klto.cli import main
 from klto.errors import UsageError
 from klto.kernel.initcall_tables import calls_in_log, differences, log_differences, read_tables
-from klto.kernel.initcalls import NoInitcalls, in_run_order, linker_script, read_initcalls, split_name
+from klto.kernel.initcalls import (
+    Initcall,
+    NoInitcalls,
+    in_run_order,
+    linker_script,
+    read_initcalls,
+    split_name,
+)
 from klto.objects import irsymtab
 
 #: ____define_initcall of include/linux/init.h with CONFIG_LTO_CLANG and PREL32 relocations, in short.
@@ -241,6 +249,14 @@ def test_global_and_undefined_symbols_are_not_counted() -> None:
         assert [initcall.function for initcall in found] == ["local"]
 
 
+def test_the_kernel_runs_level_by_level() -> None:
+    """INIT_CALLS of include/asm-generic/vmlinux.lds.h, behind the consoles' own."""
+    order = "con early 0 0s 1 1s 2 2s 3 3s 4 4s 5 5s rootfs rootfss 6 6s 7 7s 8 earlys".split()
+    initcalls = [Initcall("x.o", "kmod_x", "1", "1", f"f{level}", level) for level in sorted(order)]
+    assert [initcall.level for initcall in in_run_order(initcalls)] == order
+    assert [i.level for i in in_run_order(initcalls[::-1])][:-2] == order[:-2]
+
+
 def test_of_one_counter_the_last_name_wins() -> None:
     source = 'asm("__initcall__kmod_a__7_1_b6: __initcall__kmod_a__7_2_a6: __initcall__kmod_a__3_1_z1:");'
     for flags in (BITCODE, NATIVE):
@@ -273,8 +289,9 @@ def test_why_there_are_none_in_what_is_no_object(tmp_path: Path) -> None:
     with pytest.raises(NoInitcalls, match="the archives are empty"):
         read_initcalls([str(tmp_path / "empty.a")])
     run(tool("llvm-strip", 19), compiled("int x;", 19, *NATIVE), "-o", tmp_path / "s.o")
-    with pytest.raises(NoInitcalls, match="1 ELF without symbols"):
+    with pytest.raises(NoInitcalls, match="1 ELF without symbols") as caught:
         read_initcalls([str(tmp_path / "s.o")])
+    assert "not stripped ones" in (caught.value.hint or "")
 
 
 def test_a_symbol_table_that_is_missing_is_an_error(tmp_path: Path) -> None:
@@ -289,6 +306,19 @@ def test_a_symbol_table_that_is_missing_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "bare.o").write_bytes(data[:4] + bare)
         with pytest.raises(UsageError, match=error):
             read_initcalls([str(tmp_path / "bare.o")])
+
+
+def test_a_string_table_serves_the_symbol_table_before_it(tmp_path: Path) -> None:
+    """getBitcodeFileContents of BitcodeReader.cpp: a symbol table behind its strings has none."""
+    data = compiled(FIRST, 19, *BITCODE).read_bytes()
+    blocks = list(irsymtab.top_level_blocks(data, "x"))
+    order = sorted(blocks, key=lambda block: block[0] == irsymtab.SYMTAB_BLOCK_ID)
+    (tmp_path / "turned.o").write_bytes(data[:4] + b"".join(data[b - 8 : e] for _, _, b, e in order))
+    with pytest.raises(MalformedObject, match=r"found no symbol table \(by LLVM19"):
+        read_initcalls([str(tmp_path / "turned.o")])
+    wrapper = struct.pack("<5I", 0x0B17C0DE, 0, 20, len(data), 7)
+    (tmp_path / "wrapped.o").write_bytes(wrapper + data)
+    assert len(read_initcalls([str(tmp_path / "wrapped.o")])) == 4
 
 
 def test_an_initcall_without_a_level_is_an_error() -> None:
@@ -312,6 +342,7 @@ def test_the_command(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes])
         ("early_one", "early", 5),
     ]
     assert all(entry["object"].endswith("object.o") for entry in by_order)
+    assert {entry["module"] for entry in by_order} == {"first", "second"}
 
 
 def test_errors_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_nesting_is_bounded() -> None:
         )
         if len(data) < 600:
             assert list(leaves(Archive("deep.a", data))) == []
-    with pytest.raises(MalformedObject, match="deeper than 8"):
+    with pytest.raises(MalformedObject, match="nested to a depth of 8"):
         list(leaves(Archive("deep.a", data)))
 
 

@@ -38,6 +38,8 @@ def test_included_files(text: bytes, wanted: list[tuple[str, str | None]]) -> No
 def test_the_line_around_is_kept_short() -> None:
     (include,) = included_files(b"nop\n" + b"x" * 500 + b' .incbin "f" ' + b"y" * 500 + b"\nnop")
     assert len(include.text) <= 200
+    (include,) = included_files(b'nop\n first .incbin "f" last \nnop')
+    assert include.text == 'first .incbin "f" last'
     assert '.incbin "f"' in include.text
 
 

@@ -194,6 +194,69 @@ def test_without_a_symbol_table_the_records_give_the_same(version: int, variant:
     assert bare.asm_labels() == labels
 
 
+#: Every linkage, visibility and kind of global of LLVM's language reference.
+GLOBALS = """target datalayout = "e-m:e-i64:64-n8:16:32:64-S128"
+target triple = "x86_64-unknown-linux-gnu"
+@a = private global i32 1
+@b = internal global i32 1
+@c = available_externally global i32 1
+@d = linkonce global i32 1
+@e = linkonce_odr hidden global i32 1
+@f = weak global i32 1
+@g = weak_odr protected constant i32 1
+@h = common global i32 0
+@i = extern_weak global i32
+@j = external global i32
+@"\\01k" = global i32 1, section "named"
+@l = alias i32, ptr @b
+@m = alias void (), ptr @fa
+@n = weak hidden alias void (), ptr @m
+@o = ifunc void (), ptr @fb
+@llvm.used = appending global [1 x ptr] [ptr @b], section "llvm.metadata"
+@kept = private global i32 2, section "llvm.metadata"
+define private void @fp() { ret void }
+define void @fa() { ret void }
+define internal ptr @fb() { ret ptr @fa }
+define linkonce_odr void @fc() { ret void }
+define available_externally void @fd() { ret void }
+declare extern_weak void @fe()
+declare void @llvm.donothing()
+define void @ff() { call void @fe() call void @llvm.donothing() ret void }
+"""
+
+
+@pytest.mark.parametrize("version", [19, 22])
+def test_every_linkage(version: int) -> None:
+    """LLVM 14's text form has other pointers; what its records hold is the same."""
+    source, path = scratch() / f"globals-{version}.ll", scratch() / f"globals-{version}.bc"
+    source.write_text(GLOBALS)
+    run(tool("llvm-as", version), source, "-o", path)
+    whole = read(path)
+    assert whole.symbol_table_problem == ""
+    assert Counter(letters(whole)) == Counter(nm(path, version))
+    bare = Bitcode(without_symbol_table(path.read_bytes()), "bare")
+    mask = ~(irsymtab.FB_USED | irsymtab.FB_MAY_OMIT | irsymtab.FB_HAS_UNCOMMON)
+    of_bare = {symbol.name: symbol.flags & mask for symbol in bare.symbols()}
+    assert of_bare == {symbol.name: symbol.flags & mask for symbol in whole.symbols()}
+    assert len(of_bare) == 25
+    # The same module with another file's string table, which is shorter.
+    cut, short = (
+        without_symbol_table(p.read_bytes()) for p in (path, compiled("int x;", version, *VARIANTS["thin"]))
+    )
+    begin = strtab_of(cut)[0]
+    with pytest.raises(MalformedObject, match="expected a global and its name, found none"):
+        Bitcode(cut[: begin - 8] + short[strtab_of(short)[0] - 8 :], "x").symbols()
+    with pytest.raises(MalformedObject, match="expected a module of version 2 with a STRTAB"):
+        Bitcode(cut[: begin - 8], "x").symbols()
+
+
+def strtab_of(data: bytes) -> tuple[int, int]:
+    """Begin and end of the STRTAB block's body."""
+    return next(
+        (b, e) for kind, _, b, e in irsymtab.top_level_blocks(data, "x") if kind == irsymtab.STRTAB_BLOCK_ID
+    )
+
+
 def test_symbol_tables_that_cannot_be_used() -> None:
     data = the_object(19, "thin").read_bytes()
     symtab = next(
@@ -206,6 +269,53 @@ def test_symbol_tables_that_cannot_be_used() -> None:
     joined = Bitcode(data + two_modules(19).read_bytes()[4:], "joined")
     assert joined.symbol_table_problem == "a symbol table of 1 of 3 modules"
     assert {s.name for s in joined.symbols()} >= {"c_function", "_Z1gP1A"}
+
+
+def test_symbol_tables_that_lie() -> None:
+    data = the_object(19, "thin").read_bytes()
+    blobs = {
+        kind: bytes(irsymtab.blob_of(data, *rest, "x"))
+        for kind, *rest in irsymtab.top_level_blocks(data, "x")
+        if kind > 20
+    }
+    symtab, strtab = blobs[irsymtab.SYMTAB_BLOCK_ID], blobs[irsymtab.STRTAB_BLOCK_ID]
+    words = struct.unpack_from("<19I", symtab)
+    count, size = words[8], len(symtab)
+
+    def read(changes: dict[int, int], strings: bytes = strtab) -> int:
+        patched = bytearray(symtab)
+        for word, value in changes.items():
+            struct.pack_into("<I", patched, 4 * word, value)
+        table = irsymtab.SymbolTable(bytes(patched), strings, "x", 0x77)
+        names = table.columns()[0]
+        assert [name for name, _ in table.named(b"asm")] == [name for name in names if name.startswith("asm")]
+        return len(names)
+
+    first = words[7] // 4
+    assert read({}) == len(irsymtab.SymbolTable(symtab, strtab, "x", 0)) == count
+    # Version 4 differs in a part that is not read.
+    assert read({0: 4}) == count
+    assert read({8: count - 1, first: words[11], first + 1: 0}) == count - 1
+    cases = [
+        ({2: len(strtab) + 1}, "of the string table"),
+        ({4: 1 << 28}, f"{1 << 28} modules"),
+        ({8: (size - words[7]) // 24 + 1}, "symbols at"),
+        ({7: size - 3}, "symbols at"),
+        ({18: 1 << 30}, "libraries"),
+        ({first: len(strtab)}, "names within"),
+        ({first + 1: len(strtab) + 1}, "names within"),
+        (
+            {first + 6 * n + part: (0, len(strtab))[part] for n in range(count) for part in (0, 1)},
+            "name of its own",
+        ),
+    ]
+    for changes, problem in cases:
+        with pytest.raises(MalformedObject, match=f"x: at offset 0x77: expected .*{problem}"):
+            read(changes)
+    with pytest.raises(MalformedObject, match="expected a symbol table header, found 75 bytes"):
+        irsymtab.SymbolTable(symtab[:75], strtab, "x", 0x77)
+    empty = struct.pack("<19I", 4, *[0] * 18)
+    assert irsymtab.SymbolTable(empty, b"", "x", 0).columns()[0] == []
 
 
 @pytest.mark.parametrize("version", LLVMS)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from klto.objects.bitcode import Bitcode
 from klto.objects.bitstream import Bitstream, Block, Record, characters
 from klto.objects.errors import MalformedObject
 
@@ -231,6 +232,73 @@ def test_a_field_of_64_bits() -> None:
     assert record.ops(2) == [(1 << 64) - 1, 7]
     with pytest.raises(MalformedObject, match="a value of at most 32 bits"):
         record.values()
+
+
+def enclosed(writer: Writer, width: int, block_id: int, inner: Writer, inner_width: int) -> None:
+    """A block with what another writer wrote."""
+    inner.fixed(0, inner_width)
+    inner.align()
+    writer.fixed(1, width)
+    writer.vbr(block_id, 8)
+    writer.vbr(inner_width, 4)
+    writer.align()
+    writer.fixed(inner.size // 32, 32)
+    writer.value |= inner.value << writer.size
+    writer.size += inner.size
+
+
+def bitcode_with(constants: list[tuple[int, list[int]]], before: int = 1) -> bytes:
+    """A module whose one function has records among its constants: MODULE 8, FUNCTION 12, CONSTANTS 11."""
+    records, function, module, stream = Writer(), Writer(), Writer(), Writer()
+    for code, ops in constants:
+        records.record(4, code, ops)
+    function.record(4, before, [1])
+    enclosed(function, 4, 11, records, 4)
+    function.record(4, 10, [])
+    module.record(3, 1, [2])
+    enclosed(module, 3, 12, function, 4)
+    stream.fixed(int.from_bytes(b"BC\xc0\xde", "little"), 32)
+    enclosed(stream, 2, 8, module, 3)
+    return stream.data()
+
+
+def text_of(text: bytes) -> list[int]:
+    return [len(text), *text]
+
+
+def test_inline_assembly_of_every_age() -> None:
+    """CST_CODE_INLINEASM_OLD, _OLD2 and _OLD3 of LLVM 1 to 13 have no function type in front."""
+    old = [(code, [1, *text_of(b"old"), *text_of(b"r,%d" % code)]) for code in (18, 23, 28)]
+    new = (30, [700, 1, *text_of(b"call f\n\tnop"), *text_of(b"")])
+    bitcode = Bitcode(bitcode_with([(1, [5]), *old, (4, [9]), new]), "x")
+    (module,) = bitcode.modules
+    found = [(inline.text, inline.constraints) for inline in module.inline_asm()]
+    assert found == [(b"old", b"r,18"), (b"old", b"r,23"), (b"old", b"r,28"), (b"call f\n\tnop", b"")]
+    assert bitcode.names_in_inline_asm() == {"f"}
+    assert (module.producer, module.epoch) == (None, None)
+    properties = module.properties
+    assert (properties.version, properties.target_triple, properties.asm, properties.hash) == (
+        2,
+        "",
+        b"",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "ops", [[], [1], [1, 0], [1, 0, 9, 65], [1, 0, 1, 65], [1, 0, 1, 65, 1], [1, 0, 1, 65, 2, 66]]
+)
+def test_inline_assembly_that_is_cut_short(ops: list[int]) -> None:
+    (module,) = Bitcode(bitcode_with([(30, ops)]), "x").modules
+    with pytest.raises(MalformedObject, match="expected two strings in inline assembly"):
+        list(module.inline_asm())
+
+
+def test_constants_come_before_instructions() -> None:
+    """Behind an instruction nothing is looked at: LLVM writes no constants there."""
+    for before, count in ((1, 1), (2, 0)):
+        (module,) = Bitcode(bitcode_with([(30, [7, 0, *text_of(b"a"), *text_of(b"")])], before), "x").modules
+        assert len(list(module.inline_asm())) == count
 
 
 def test_characters_are_cut_to_eight_bits() -> None:

@@ -270,8 +270,9 @@ def test_errors_say_what_was_expected() -> None:
         (good[:5] + b"\x03" + good[6:], "expected byte order"),
         (good[:60], "expected an ELF header of 64 bytes"),
         (good[:-1], "expected 5 section headers, found the end"),
-        (good[:58] + b"\x20" + good[59:], "expected section headers of 64 bytes, found 32"),
-        (good[:62] + b"\x09" + good[63:], "expected e_shstrndx below 5, found 9"),
+        (good[:58] + b"\x20" + good[59:], "0x3a: expected section headers of 64 bytes, found 32"),
+        (good[:54] + b"\x20\0\1" + good[57:], "0x36: expected program headers of 56 bytes, found 32"),
+        (good[:62] + b"\x09" + good[63:], "0x3e: expected e_shstrndx below 5, found 9"),
         (patched(s2_size=71), "expected entries of 24 bytes in section 2"),
         (patched(s2_entsize=16), "sh_entsize 16"),
         (patched(s2_size=1 << 40), "expected relocations within"),
@@ -288,13 +289,16 @@ def test_errors_say_what_was_expected() -> None:
         with pytest.raises(MalformedObject) as caught:
             use_all(Elf(data, "x"))
         assert message in caught.value.message, caught.value.message
+        assert caught.value.message.startswith("x: at offset 0x"), caught.value.message
 
 
 def test_a_symbol_in_no_section() -> None:
     data = bytearray(one_of_each(62, 64, 4))
     offset = 64 + 64 + 24 * 4
     struct.pack_into("<H", data, offset + 6, 5)
-    with pytest.raises(MalformedObject, match="symbol 0 of section 3 lies in no section"):
+    with pytest.raises(
+        MalformedObject, match="x: at offset 0x1[0-9a-f]+: symbol 0 of section 3 lies in no section"
+    ):
         use_all(Elf(bytes(data), "x"))
     struct.pack_into("<H", data, offset + 6, 0xFFFF)
     with pytest.raises(MalformedObject, match="expected a SHT_SYMTAB_SHNDX for section 3"):

@@ -253,7 +253,7 @@ def test_crel_that_is_none() -> None:
 
     with pytest.raises(MalformedObject, match="expected fewer relocations"):
         of(leb(1 << 30, False))
-    with pytest.raises(MalformedObject, match="expected more of section 1"):
+    with pytest.raises(MalformedObject, match="at offset 0x42: expected more in section 1"):
         of(leb(2 << 3, False) + b"\0")
     with pytest.raises(MalformedObject, match="integers of 64 bits"):
         of(b"\xff" * 30)

@@ -60,7 +60,7 @@ def _as_json(initcalls: Sequence[Initcall]) -> str:
             "level": initcall.level,
             "function": initcall.function,
             "object": initcall.object,
-            "module": initcall.module,
+            "module": initcall.module.removeprefix("kmod_"),
             "line": int(initcall.line),
             "id": initcall.id,
         }

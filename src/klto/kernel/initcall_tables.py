@@ -69,17 +69,27 @@ class _Image:
         """Names of the symbols at an address."""
         return [self.names[i] for i in np.flatnonzero((self.values == address) & self.defined).tolist()]
 
-    def word(self, address: int, size: int) -> int:
-        """The word at an address: a distance has a sign."""
-        inside = (self.mapped["sh_addr"] <= address) & (
-            self.mapped["sh_addr"] + self.mapped["sh_size"] >= address + size
-        )
+    def offset(self, address: int, size: int) -> int:
+        """Where in the file the ``size`` bytes at an address are.
+
+        :raises MalformedObject: when they are in no section of it.
+        """
+        begin = self.mapped["sh_addr"]
+        inside = (begin <= address) & (begin + self.mapped["sh_size"] >= address + size)
         for section in self.mapped[inside]:
             offset = int(section["sh_offset"]) + address - int(section["sh_addr"])
             if offset + size <= len(self.elf.data):
-                kind = "i" if size == _DISTANCE else "Q"
-                return int(struct.unpack_from(f"{self.elf.header.order}{kind}", self.elf.data, offset)[0])
-        raise self.elf.malformed(f"expected {size} bytes at address {address:#x}, found none in any section")
+                return offset
+        shoff = self.elf.header.e_shoff
+        raise self.elf.malformed(
+            shoff, f"expected a section with {size} bytes at address {address:#x}, found none"
+        )
+
+    def word(self, address: int, size: int) -> int:
+        """The word at an address: a distance has a sign."""
+        kind = "i" if size == _DISTANCE else "Q"
+        where = self.offset(address, size)
+        return int(struct.unpack_from(f"{self.elf.header.order}{kind}", self.elf.data, where)[0])
 
 
 def read_tables(vmlinux: Path) -> list[Entry]:
@@ -99,7 +109,8 @@ def read_tables(vmlinux: Path) -> list[Entry]:
         size = _POINTER if count * _POINTER == end - begin else _DISTANCE
         for address in range(begin, end, size):
             if address not in labels:
-                raise image.elf.malformed(f"expected an initcall at {address:#x} in the table at {begin:#x}")
+                where = image.offset(address, size)
+                raise image.elf.malformed(where, f"expected an initcall's symbol at {address:#x}, found none")
             word = image.word(address, size)
             target = (address + word) if size == _DISTANCE else word
             found.append(Entry(address, labels[address].removeprefix(_PREFIX), frozenset(image.at(target))))

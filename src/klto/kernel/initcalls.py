@@ -114,9 +114,10 @@ def _symbols_of_bitcode(where: str, data: Buffer) -> list[tuple[str, str]]:
     # All names of the symbol table lie here, and most modules have no initcall.
     if bytes(raw[strtab[2] : strtab[3]]).find(_NEEDLE) < 0:
         return []
+    symbols = irsymtab.blob_of(raw, *symtabs[0][1:], where, base)
     names = irsymtab.blob_of(raw, *strtab[1:], where, base)
     try:
-        table = irsymtab.SymbolTable(irsymtab.blob_of(raw, *symtabs[0][1:], where, base), names, where)
+        table = irsymtab.SymbolTable(symbols, names, where, base + symtabs[0][2])
     except irsymtab.UnknownSymbolTable:
         return _symbols_by_the_book(where, data)
     return [(letter_of_ir(flags), name) for name, flags in table.named(_NEEDLE)]

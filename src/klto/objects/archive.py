@@ -88,7 +88,7 @@ class Member:
     def _nested(self) -> Member:
         """GNU ar's thin archive of a full archive: the member at ``_origin`` of the archive at ``path``."""
         assert self.path is not None
-        inner = self._archive.opened(self.path)
+        inner = self._archive.opened(self.path, self.header_offset)
         for member in inner.members:
             if member.header_offset == self._origin and member.path is None:
                 return member
@@ -114,12 +114,14 @@ class Archive:
         self._opened: dict[str, Archive] = {}
         self.members: list[Member] = _read_members(self)
 
-    def opened(self, path: str) -> Archive:
-        """The full archive at ``path`` that members of this thin one lie in, read once."""
+    def opened(self, path: str, offset: int) -> Archive:
+        """The full archive at ``path`` that the member at ``offset`` of this thin one lies in, read once."""
         if path not in self._opened:
             inner = read_archive(path)
             if inner.thin:
-                raise MalformedObject(self.path, None, f"expected a full archive at {path}, found a thin one")
+                raise MalformedObject(
+                    self.path, offset, f"expected a full archive at {path}, found a thin one"
+                )
             self._opened[path] = inner
         return self._opened[path]
 
@@ -147,7 +149,11 @@ def _leaves(archive: Archive, depth: int, seen: set[str]) -> Iterator[Member]:
             yield member
             continue
         if depth == 0:
-            raise MalformedObject(member.where, None, f"archives are nested deeper than {_MAX_DEPTH}")
+            raise MalformedObject(
+                archive.path,
+                member.header_offset,
+                f"expected archives nested to a depth of {_MAX_DEPTH}, found more",
+            )
         if member.path is not None:
             # Each file once: what names itself, or one file over and over, would never end.
             real = os.path.realpath(member.path)

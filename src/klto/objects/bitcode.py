@@ -364,6 +364,7 @@ class Bitcode:
         stream, where, raw = self._stream, self.where, self._stream.data
         identification: Block | None = None
         symtab: Buffer | None = None
+        symtab_at = 0
         symtab_strtab: Buffer | None = None
         for block_id, width, begin, end in irsymtab.top_level_blocks(raw, where, stream.base):
             block = Block(block_id, width, 8 * begin, 8 * end)
@@ -374,6 +375,7 @@ class Bitcode:
                 identification = None
             elif block_id == irsymtab.SYMTAB_BLOCK_ID and symtab is None:
                 symtab = irsymtab.blob_of(raw, width, begin, end, where, stream.base)
+                symtab_at = stream.base + begin
             elif block_id == irsymtab.STRTAB_BLOCK_ID:
                 strtab = irsymtab.blob_of(raw, width, begin, end, where, stream.base)
                 for module in reversed(self.modules):
@@ -383,13 +385,13 @@ class Bitcode:
                 if symtab is not None and symtab_strtab is None:
                     symtab_strtab = strtab
         if not self.modules:
-            raise MalformedObject(where, None, "expected a module in bitcode, found none")
+            raise MalformedObject(where, stream.base + len(raw), "expected a module in bitcode, found none")
         if symtab is not None and symtab_strtab is not None:
-            self._open_symbol_table(symtab, symtab_strtab)
+            self._open_symbol_table(symtab, symtab_strtab, symtab_at)
 
-    def _open_symbol_table(self, symtab: Buffer, strtab: Buffer) -> None:
+    def _open_symbol_table(self, symtab: Buffer, strtab: Buffer, at: int) -> None:
         try:
-            table = SymbolTable(symtab, strtab, self.where)
+            table = SymbolTable(symtab, strtab, self.where, at)
         except UnknownSymbolTable as error:
             self.symbol_table_problem = str(error)
             return

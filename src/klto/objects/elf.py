@@ -138,7 +138,9 @@ class SymbolTable:
             section[extended] = self._extended()[extended]
         wrong = np.flatnonzero(section >= self._elf.header.e_shnum)
         if len(wrong):
-            raise self._elf.malformed(f"symbol {wrong[0]} of section {self.index} lies in no section")
+            raise self._elf.malformed_section(
+                self.index, f"symbol {wrong[0]} of section {self.index} lies in no section"
+            )
         return section
 
     def _extended(self) -> npt.NDArray[np.uint32]:
@@ -147,10 +149,14 @@ class SymbolTable:
             (sections["sh_type"] == SHT_SYMTAB_SHNDX) & (sections["sh_link"] == self.index)
         )
         if len(found) == 0:
-            raise self._elf.malformed(f"expected a SHT_SYMTAB_SHNDX for section {self.index}, found none")
+            raise self._elf.malformed_section(
+                self.index, f"expected a SHT_SYMTAB_SHNDX for section {self.index}, found none"
+            )
         words = self._elf.entries(int(found[0]), np.dtype("u4"), 4)
         if len(words) < len(self):
-            raise self._elf.malformed(f"expected {len(self)} words in section {found[0]}, found {len(words)}")
+            raise self._elf.malformed_section(
+                int(found[0]), f"expected {len(self)} words in section {found[0]}"
+            )
         return words
 
     @cached_property
@@ -181,9 +187,13 @@ class Elf:
         self.where = where
         self.header = Header(data, where)
 
-    def malformed(self, problem: str, offset: int | None = None) -> MalformedObject:
-        """The error for a problem in this file."""
+    def malformed(self, offset: int, problem: str) -> MalformedObject:
+        """The error for a problem at a byte of this file."""
         return MalformedObject(self.where, offset, problem)
+
+    def malformed_section(self, index: int, problem: str) -> MalformedObject:
+        """The error for a problem with a section: it points to the section's header."""
+        return self.malformed(self.header.place(index), problem)
 
     def _dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return dtype.newbyteorder(self.header.order)
@@ -227,14 +237,16 @@ class Elf:
         :raises MalformedObject: for a section that there is not or that runs past the file.
         """
         if not 0 <= index < len(self.sections):
-            raise self.malformed(f"expected a section below {len(self.sections)}, found {index}")
+            raise self.malformed(
+                self.header.e_shoff, f"expected a section below {len(self.sections)}, found {index}"
+            )
         section = self.sections[index]
         if section["sh_type"] == SHT_NOBITS:
             return memoryview(b"")
         offset, size = int(section["sh_offset"]), int(section["sh_size"])
         if offset + size > len(self.data):
-            raise self.malformed(
-                f"expected {size} bytes in section {index}, found the end of the file", offset
+            raise self.malformed_section(
+                index, f"expected {size} bytes at {offset:#x} in section {index}, found the end of the file"
             )
         return memoryview(self.data)[offset : offset + size]
 
@@ -247,7 +259,9 @@ class Elf:
         entsize = int(self.sections["sh_entsize"][index])
         if len(content) % size or entsize not in (size, 0):
             found = f"{len(content)} bytes and sh_entsize {entsize}"
-            raise self.malformed(f"expected entries of {size} bytes in section {index}, found {found}")
+            raise self.malformed_section(
+                index, f"expected entries of {size} bytes in section {index}, found {found}"
+            )
         return np.frombuffer(content, self._dtype(dtype))
 
     def strings(self, index: int, offsets: npt.NDArray[Any]) -> list[str]:
@@ -262,16 +276,20 @@ class Elf:
         if int(unique[-1]) >= len(table):
             if len(unique) == 1 and int(unique[0]) == 0:
                 return [""] * len(inverse)
-            raise self.malformed(f"expected a string at {unique[-1]} of section {index}, found its end")
+            raise self.malformed_section(
+                index, f"expected a string at {unique[-1]} of section {index}, found its end"
+            )
         nul = np.flatnonzero(np.frombuffer(table, np.uint8) == 0)
         place = np.searchsorted(nul, unique)
         if int(place[-1]) >= len(nul):
-            raise self.malformed(
-                f"expected a string that ends at {unique[-1]} of section {index}, found none"
+            raise self.malformed_section(
+                index, f"expected a string that ends at {unique[-1]} of section {index}, found none"
             )
         ends = nul[place]
         if int((ends - unique).sum()) > _MAX_SHARING * len(table):
-            raise self.malformed(f"expected strings of their own in section {index}, found too much shared")
+            raise self.malformed_section(
+                index, f"expected strings of their own in section {index}, found shared ones"
+            )
         pairs = zip(unique.tolist(), ends.tolist(), strict=True)
         found = [table[begin:end].decode("utf-8", "surrogateescape") for begin, end in pairs]
         return [found[i] for i in inverse.tolist()]
@@ -286,7 +304,9 @@ class Elf:
         for kind in (SHT_SYMTAB, SHT_DYNSYM):
             indexes = np.flatnonzero(self.sections["sh_type"] == kind)
             if len(indexes) > 1:
-                raise self.malformed(f"expected one section of type {kind}, found {len(indexes)}")
+                raise self.malformed_section(
+                    int(indexes[1]), f"expected one section of type {kind}, found {len(indexes)}"
+                )
             found += [SymbolTable(self, int(index)) for index in indexes]
         return sorted(found, key=lambda table: table.index)
 
@@ -302,26 +322,30 @@ class Elf:
         """The notes of all SHT_NOTE sections, or of PT_NOTE segments in a file without sections."""
         if len(self.sections):
             for index in np.flatnonzero(self.sections["sh_type"] == SHT_NOTE).tolist():
-                yield from self._notes(self.content(index), int(self.sections["sh_addralign"][index]))
+                row = self.sections[index]
+                yield from self._notes(self.content(index), int(row["sh_offset"]), int(row["sh_addralign"]))
             return
         for segment in self.segments[self.segments["p_type"] == PT_NOTE]:
             offset, size = int(segment["p_offset"]), int(segment["p_filesz"])
             if offset + size > len(self.data):
-                raise self.malformed(f"expected {size} bytes in a PT_NOTE segment, found the end", offset)
-            yield from self._notes(memoryview(self.data)[offset : offset + size], int(segment["p_align"]))
+                raise self.malformed(offset, f"expected {size} bytes in a PT_NOTE segment, found the end")
+            content = memoryview(self.data)[offset : offset + size]
+            yield from self._notes(content, offset, int(segment["p_align"]))
 
-    def _notes(self, content: memoryview, align: int) -> Iterator[Note]:
+    def _notes(self, content: memoryview, base: int, align: int) -> Iterator[Note]:
         """namesz, descsz, type, a word each; name and descriptor padded to 4 bytes, or to 8 if aligned so."""
         pad = 7 if align == 8 else 3
         at, end = 0, len(content)
         while at < end:
             begin = at + 12
             if begin > end:
-                raise self.malformed(f"expected a note's header of 12 bytes, found {end - at}")
+                raise self.malformed(base + at, f"expected a note's header of 12 bytes, found {end - at}")
             namesz, descsz, n_type = struct.unpack_from(f"{self.header.order}3I", content, at)
             desc = (begin + namesz + pad) & ~pad
             if desc + descsz > end:
-                raise self.malformed(f"expected a note of {namesz} and {descsz} bytes, found {end - begin}")
+                raise self.malformed(
+                    base + at, f"expected a note of {namesz} and {descsz} bytes, found {end - begin}"
+                )
             yield Note(
                 bytes(content[begin : begin + namesz]).rstrip(b"\0"), n_type, content[desc : desc + descsz]
             )

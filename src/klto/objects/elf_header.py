@@ -83,7 +83,7 @@ class Header:
         if len(data) < size:
             raise MalformedObject(where, len(data), f"expected an ELF header of {size} bytes, found the end")
         word = "Q" if self.is64 else "I"
-        fields = struct.unpack_from(f"{self.order}2HI3{word}I6H", data, 16)
+        fields: tuple[int, ...] = struct.unpack_from(f"{self.order}2HI3{word}I6H", data, 16)
         self.e_type, self.e_machine, _, self.e_entry, self.e_phoff, self.e_shoff, self.e_flags = fields[:7]
         _, phentsize, self.e_phnum, shentsize, self.e_shnum, self.e_shstrndx = fields[7:]
         self._read_extended(shentsize)
@@ -91,7 +91,7 @@ class Header:
         self._check_table("program", self.e_phoff, self.e_phnum, phentsize, PHDR_SIZE[self.is64])
         if self.e_shnum and self.e_shstrndx >= self.e_shnum:
             raise MalformedObject(
-                where, None, f"expected e_shstrndx below {self.e_shnum}, found {self.e_shstrndx}"
+                where, size - 2, f"expected e_shstrndx below {self.e_shnum}, found {self.e_shstrndx}"
             )
 
     def _read_extended(self, shentsize: int) -> None:
@@ -112,10 +112,10 @@ class Header:
 
     def _check_table(self, what: str, offset: int, count: int, entry: int, expected: int) -> None:
         if count and entry != expected:
+            # e_phentsize and e_shentsize are the fifth and the third half word from the header's end.
+            place = _EHDR[self.is64] - (6 if what == "section" else 10)
             raise MalformedObject(
-                self.where,
-                None,
-                f"expected {what} headers of {expected} bytes, found {entry} in the ELF header",
+                self.where, place, f"expected {what} headers of {expected} bytes, found {entry}"
             )
         if count and offset + count * expected > len(self.data):
             raise MalformedObject(
@@ -124,5 +124,8 @@ class Header:
 
     def section(self, index: int) -> tuple[int, ...]:
         """A section header: sh_name, type, flags, addr, offset, size, link, info, addralign, entsize."""
-        offset = self.e_shoff + index * SHDR_SIZE[self.is64]
-        return struct.unpack_from(self.order + SHDR_FIELDS[self.is64], self.data, offset)
+        return struct.unpack_from(self.order + SHDR_FIELDS[self.is64], self.data, self.place(index))
+
+    def place(self, index: int) -> int:
+        """Byte offset of a section header: where errors about the section point to."""
+        return self.e_shoff + index * SHDR_SIZE[self.is64]

@@ -51,7 +51,7 @@ _MODULE = struct.Struct("<3I")
 #: storage::Symbol: Name, IRName, ComdatIndex, Flags.
 _SYMBOL = struct.Struct("<6I")
 _SYMBOL_WORDS = 6
-#: Versions whose layout is known: LLVM 14 has 3, LLVM 19 has 4. They differ in Uncommon, which is not read.
+#: Versions whose layout is known. LLVM 14 to 22 write 3; 4 has a wider Uncommon::CommonSize, which is not read.
 _VERSIONS = (3, 4)
 _WRAPPER = struct.Struct("<5I")
 
@@ -143,12 +143,14 @@ def _blob_by_the_book(data: Buffer, width: int, begin: int, end: int, where: str
 class SymbolTable:
     """An irsymtab: what a linker sees of a bitcode file. Values; do not assign.
 
+    :param at: where its block begins in the file, for errors.
     :ivar version: storage::Header::Version.
     :ivar producer: LLVM's version and revision, as the writer has it.
     :ivar modules: for each module of the file (first symbol, symbol after the last, first uncommon).
     """
 
     __slots__ = (
+        "_at",
         "_strtab",
         "_symbols",
         "_symtab",
@@ -161,14 +163,14 @@ class SymbolTable:
         "version",
     )
 
-    def __init__(self, symtab: Buffer, strtab: Buffer, where: str) -> None:
+    def __init__(self, symtab: Buffer, strtab: Buffer, where: str, at: int) -> None:
         if len(symtab) < _HEADER.size:
-            raise MalformedObject(where, None, f"expected a symbol table header, found {len(symtab)} bytes")
+            raise MalformedObject(where, at, f"expected a symbol table header, found {len(symtab)} bytes")
         header = _HEADER.unpack_from(symtab)
         self.version = header[0]
         if self.version not in _VERSIONS:
             raise UnknownSymbolTable(f"a symbol table of version {self.version}")
-        self._where = where
+        self._where, self._at = where, at
         self._symtab, self._strtab = symtab, strtab
         self.producer = self._str(header[1], header[2])
         modules = self._range("modules", header[3], header[4], _MODULE.size)
@@ -183,14 +185,16 @@ class SymbolTable:
         end = offset + count * size
         if end > len(self._symtab):
             raise MalformedObject(
-                self._where, None, f"expected {count} {what} at {offset} of the symbol table, found its end"
+                self._where,
+                self._at,
+                f"expected {count} {what} at {offset} of the symbol table, found its end",
             )
         return memoryview(self._symtab)[offset:end]
 
     def _str(self, offset: int, size: int) -> str:
         if offset + size > len(self._strtab):
             raise MalformedObject(
-                self._where, None, f"expected {size} bytes at {offset} of the string table, found its end"
+                self._where, self._at, f"expected {size} bytes at {offset} of the string table, found its end"
             )
         return str(self._strtab[offset : offset + size], "utf-8", "surrogateescape")
 
@@ -211,13 +215,13 @@ class SymbolTable:
         end = len(self._strtab)
         if max(map(add, offsets, sizes), default=0) > end:
             raise MalformedObject(
-                self._where, None, f"expected names within {end} bytes of strings, found one beyond"
+                self._where, self._at, f"expected names within {end} bytes of strings, found one beyond"
             )
         # A name stands once in the string table and belongs to a symbol or two: a small table must not stand
         # for large names.
         if sum(sizes) > 4 * (end + len(self._symtab)):
             raise MalformedObject(
-                self._where, None, "expected a name of its own for each symbol, found shared ones"
+                self._where, self._at, "expected a name of its own for each symbol, found shared ones"
             )
         strings = bytes(self._strtab)
         if strings.isascii():
@@ -246,5 +250,7 @@ class SymbolTable:
             if offset in begins and size >= len(prefix):
                 budget -= size
                 if budget < 0:
-                    raise MalformedObject(self._where, None, "expected names of their own, found shared ones")
+                    raise MalformedObject(
+                        self._where, self._at, "expected names of their own, found shared ones"
+                    )
                 yield self._str(offset, size), flags

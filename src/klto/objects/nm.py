@@ -62,18 +62,20 @@ class ElfSymbols:
     def __init__(self, data: Buffer, where: str) -> None:
         self._header = header = Header(data, where)
         self._symtab = self._strtab = self._shndx = memoryview(b"")
+        self._place = 0
         index = self._find(_SHT_SYMTAB, 0)
         if index is None:
             return
+        self._place = header.place(index)
         self._symtab = self._content(index)
         link = header.section(index)[6]
         if link >= header.e_shnum:
             raise MalformedObject(
-                where, None, f"expected section {index} to have names in a section, found {link}"
+                where, self._place, f"expected section {index} to have names in a section, found {link}"
             )
         self._strtab = self._content(link)
         if len(self._symtab) % SYM_SIZE[header.is64]:
-            raise MalformedObject(where, None, f"expected whole symbols in section {index}")
+            raise MalformedObject(where, self._place, f"expected whole symbols in section {index}")
         extended = self._find(_SHT_SYMTAB_SHNDX, index)
         if extended is not None:
             self._shndx = self._content(extended)
@@ -111,10 +113,14 @@ class ElfSymbols:
             begin = symbol[name_at]
             end = strtab.find(b"\0", begin)
             if end < 0:
-                raise MalformedObject(header.where, None, f"expected a name for symbol {number}, found none")
+                raise MalformedObject(
+                    header.where, self._place, f"expected a name for symbol {number}, found none"
+                )
             budget -= end - begin
             if budget < 0:
-                raise MalformedObject(header.where, None, f"expected a name of its own for symbol {number}")
+                raise MalformedObject(
+                    header.where, self._place, f"expected a name of its own for symbol {number}"
+                )
             if strtab.find(needle, begin, end) >= 0:
                 name = strtab[begin:end].decode("utf-8", "surrogateescape")
                 yield self._letter(number, symbol[info_at], symbol[shndx_at], name), name, symbol[value_at]
@@ -144,14 +150,14 @@ class ElfSymbols:
         if shndx == SHN_XINDEX:
             if 4 * number + 4 > len(self._shndx):
                 raise MalformedObject(
-                    self._header.where, None, f"expected SHT_SYMTAB_SHNDX for symbol {number}"
+                    self._header.where, self._place, f"expected SHT_SYMTAB_SHNDX for symbol {number}"
                 )
             (shndx,) = struct.unpack_from(f"{self._header.order}I", self._shndx, 4 * number)
         elif shndx >= SHN_LORESERVE:
             return "?"
         if shndx >= self._header.e_shnum:
             raise MalformedObject(
-                self._header.where, None, f"expected a section for symbol {number}, found {shndx}"
+                self._header.where, self._place, f"expected a section for symbol {number}, found {shndx}"
             )
         name, kind, flags = self._header.section(shndx)[:3]
         if flags & _SHF_EXECINSTR:

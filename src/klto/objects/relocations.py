@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from klto.objects.elf import SHT_CREL, SHT_REL, SHT_RELA, SHT_RELR, Elf, Table
+from klto.objects.errors import MalformedObject
 
 #: Elf64_Rela with r_info taken apart: r_offset u8, r_type u4, r_sym u4, r_addend i8 (0 where it is implicit).
 RELOCATION = np.dtype([("r_offset", "u8"), ("r_type", "u4"), ("r_sym", "u4"), ("r_addend", "i8")])
@@ -61,7 +62,8 @@ class RelocationReader:
         sizes = elf.sections["sh_size"][self.indexes + self.relr_indexes].astype(float)
         if float(sizes.sum()) > len(elf.data):
             raise elf.malformed(
-                f"expected relocations within {len(elf.data)} bytes, found sections that overlap"
+                elf.header.e_shoff,
+                f"expected relocations within {len(elf.data)} bytes, found sections that overlap",
             )
 
     def of(self, index: int) -> Table:
@@ -77,7 +79,7 @@ class RelocationReader:
             return self._rel(index)
         if kind == SHT_CREL:
             return self._crel(index)
-        raise elf.malformed(f"expected relocations in section {index}, found type {kind}")
+        raise elf.malformed_section(index, f"expected relocations in section {index}, found type {kind}")
 
     def _rela(self, index: int) -> Table:
         header = self._elf.header
@@ -132,7 +134,9 @@ class RelocationReader:
         words = elf.entries(index, np.dtype(f"u{size}"), size).astype(np.uint64)
         is_map = (words & np.uint64(1)) == 1
         if len(words) and is_map[0]:
-            raise elf.malformed(f"expected an address first in section {index}, found a bitmap")
+            raise elf.malformed_section(
+                index, f"expected an address first in section {index}, found a bitmap"
+            )
         count = (~is_map).astype(np.int64)
         for bit in range(1, bits + 1):
             count += is_map & ((words >> np.uint64(bit)) & np.uint64(1) == 1)
@@ -152,7 +156,9 @@ class RelocationReader:
 
     def _check_unpacked(self, index: int, size: int, limit: int) -> None:
         if size > limit * len(self._elf.data):
-            raise self._elf.malformed(f"expected fewer relocations in section {index} of so small a file")
+            raise self._elf.malformed_section(
+                index, f"expected fewer relocations in section {index} of so small a file"
+            )
 
     @cached_property
     def all(self) -> Relocations:
@@ -233,10 +239,14 @@ class _Leb128:
         self._content = bytes(elf.content(index))
         self._at = 0
 
+    def _malformed(self, problem: str) -> MalformedObject:
+        begin = int(self._elf.sections["sh_offset"][self._index])
+        return self._elf.malformed(begin + self._at, f"{problem} in section {self._index}")
+
     def byte(self) -> int:
         """The next byte."""
         if self._at >= len(self._content):
-            raise self._elf.malformed(f"expected more of section {self._index}, found its end")
+            raise self._malformed("expected more")
         self._at += 1
         return self._content[self._at - 1]
 
@@ -249,9 +259,7 @@ class _Leb128:
             if byte < 0x80:
                 return value, shift
             if shift > 70:
-                raise self._elf.malformed(
-                    f"expected integers of 64 bits in section {self._index}, found a longer one"
-                )
+                raise self._malformed("expected integers of 64 bits, found a longer one")
 
     def uleb(self) -> int:
         """The next integer, without a sign."""
