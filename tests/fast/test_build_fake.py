@@ -344,6 +344,10 @@ def test_interrupt_ends_every_child_and_is_recorded(
 ) -> None:
     child = start("objtool", "-j2")
     assert _users_of(build_dir)
+    deadline = time.monotonic() + 20
+    while read_record(build_dir / ".klto/record.json").stages[-1].name != "finish":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     child.send_signal(number)
     assert child.wait(timeout=5) == 130
     assert _users_of(build_dir) == []
