@@ -2,8 +2,9 @@
 # make test       everything: ruff, mypy, fast tests, real kernels; from nothing
 # make test-fast  ruff, mypy and the tests that need no kernel; under two minutes
 # make bench      speed, as ratios measured in one run
+# make fuzz       damaged objects against the readers: INPUTS=2000000 of them, or as many as are said
 # make soak       what takes hours: more kernels, more faults
-.PHONY: help demo setup lint test test-fast test-real bench soak
+.PHONY: help demo setup lint test test-fast test-real bench fuzz soak
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -32,6 +33,9 @@ test: lint
 
 bench: setup
 	$(python) -m bench
+
+fuzz: setup
+	$(python) tests/fuzz/objects.py --inputs $(or $(INPUTS),2000000)
 
 soak: setup
 	$(python) -m pytest tests/soak
