@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,27 @@ def toolchain(llvm_bin: Path) -> Toolchain:
     return find_toolchain(request=str(llvm_bin))
 
 
-@pytest.fixture
-def build_dir(tmp_path: Path, llvm_bin: Path) -> Path:
+#: The beginnings of auto.conf.cmd (confdata.c).
+COMMANDS = {"6.1": "", "6.12": "autoconfig := include/config/auto.conf\n\n"}
+
+
+@pytest.fixture(params=COMMANDS)
+def build_dir(request: pytest.FixtureRequest, tmp_path: Path, llvm_bin: Path) -> Path:
+    """A configuration that make has accepted."""
     folder = tmp_path / "build"
-    folder.mkdir()
+    (folder / "include/config").mkdir(parents=True)
     (folder / ".config").write_text(thin_config(llvm_bin) + "CONFIG_SMP=y\n")
+    (folder / "include/config/auto.conf.cmd").write_text(
+        COMMANDS[request.param] + "deps_config := \\\n\tKconfig \\\n\tarch/Kconfig \\\n\n\tnothing: else\n"
+    )
+    (folder / "include/config/auto.conf").touch()
+    newer(folder / "include/config/auto.conf", folder / ".config")
     return folder
+
+
+def newer(file: Path, than: Path, nanoseconds: int = 60 * 10**9) -> None:
+    time = than.stat().st_mtime_ns + nanoseconds
+    os.utime(file, ns=(time, time))
 
 
 REQUESTS = ("CONFIG_LTO_CLANG_THIN=y", "CONFIG_SMP=y", "CONFIG_PRINTK=n")
@@ -42,7 +58,27 @@ REQUESTS = ("CONFIG_LTO_CLANG_THIN=y", "CONFIG_SMP=y", "CONFIG_PRINTK=n")
 def test_nothing_to_do(tree: KernelTree, toolchain: Toolchain, build_dir: Path) -> None:
     result = configure(tree, toolchain, build_dir, None, parse_requests(REQUESTS))
     assert result == ConfigResult(build_dir / ".config", changed=False, ran=False, lto="thin")
-    assert [file.name for file in build_dir.iterdir()] == [".config"]
+    assert sorted(file.name for file in build_dir.iterdir()) == [".config", "include"]
+
+
+@pytest.mark.parametrize("changed", [".config", "Kconfig", "arch/Kconfig"])
+def test_make_has_not_accepted_it_yet(
+    tree: KernelTree, toolchain: Toolchain, build_dir: Path, changed: str
+) -> None:
+    """make would run kconfig, which may drop what was edited in: better now than in the middle of a build."""
+    newer(
+        build_dir / changed if changed == ".config" else tree.path / changed,
+        build_dir / "include/config/auto.conf",
+    )
+    with pytest.raises(UsageError, match="configuration failed"):
+        configure(tree, toolchain, build_dir, None, parse_requests(REQUESTS))
+    assert not configure(tree, toolchain, build_dir, None, parse_requests([])).ran
+
+
+def test_never_accepted(tree: KernelTree, toolchain: Toolchain, build_dir: Path) -> None:
+    (build_dir / "include/config/auto.conf").unlink()
+    with pytest.raises(UsageError, match="configuration failed"):
+        configure(tree, toolchain, build_dir, None, parse_requests(REQUESTS))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +97,9 @@ def test_kconfig_is_asked(
     tree: KernelTree, toolchain: Toolchain, build_dir: Path, before: str, after: str
 ) -> None:
     config = build_dir / ".config"
-    config.write_text(config.read_text().replace(before, after))
-    text = config.read_text()
+    text = config.read_text().replace(before, after)
+    config.write_text(text)
+    newer(build_dir / "include/config/auto.conf", config)
     with pytest.raises(UsageError, match="configuration failed") as caught:
         configure(tree, toolchain, build_dir, None, parse_requests(REQUESTS))
     assert any("kconfig was run" in line for line in caught.value.details)
@@ -78,5 +115,6 @@ def test_garbage_is_refused_first(tree: KernelTree, toolchain: Toolchain, build_
 def test_32_bit_configuration(tree: KernelTree, toolchain: Toolchain, build_dir: Path) -> None:
     config = build_dir / ".config"
     config.write_text(config.read_text().replace("CONFIG_64BIT=y\n", ""))
+    newer(build_dir / "include/config/auto.conf", config)
     with pytest.raises(UsageError, match="32-bit x86, klto builds x86_64"):
         configure(tree, toolchain, build_dir, None, parse_requests(REQUESTS))

@@ -190,7 +190,10 @@ def _is_settled(tree: KernelTree, build_dir: Path) -> bool:
     try:
         since = accepted.stat().st_mtime_ns
         listed = accepted.with_name("auto.conf.cmd").read_text("utf-8", "replace")
-        files = re.findall(r"^\t(\S+)", listed.partition("\n\n")[0], re.MULTILINE)
+        # 6.12 names the file itself first: "autoconfig := ...", a blank line, "deps_config := \", the files.
+        files = re.findall(
+            r"^\t(\S+)", listed.partition("deps_config :=")[2].partition("\n\n")[0], re.MULTILINE
+        )
         newest = max((tree.path / file).stat().st_mtime_ns for file in files)
         return bool(files) and max(newest, (build_dir / ".config").stat().st_mtime_ns) <= since
     except (OSError, ValueError):
