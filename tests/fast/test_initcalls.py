@@ -26,6 +26,7 @@ from klto.kernel.initcalls import (
     split_name,
 )
 from klto.objects import irsymtab
+from klto.objects.errors import MalformedObject
 
 #: ____define_initcall of include/linux/init.h with CONFIG_LTO_CLANG and PREL32 relocations, in short.
 MACROS = r"""
