@@ -116,7 +116,7 @@ def _tables(build_dir: Path, folder: Path) -> None:
     for code, argument in ((READ_ELF, vmlinux_o), (READ_BITCODE, str(folder / "objects"))):
         namespace: dict[str, object] = {}
         saved, sys.argv = sys.argv, ["", argument]
-        exec(code, namespace)  # noqa: S102  the same text as the whole process runs
+        exec(code, namespace)
         sys.argv = saved
         inside[code] = namespace["read"]
 

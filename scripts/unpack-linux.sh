@@ -17,6 +17,6 @@ if [ ! -d "$tree" ]; then
 	trap 'rm -rf "$aside"' EXIT INT TERM HUP
 	echo "unpacking $archive" >&2
 	tar -xf "$archive" -C "$aside"
-	mv "$aside/linux-source-$version" "$tree" 2>/dev/null || [ -d "$tree" ]
+	mv -T "$aside/linux-source-$version" "$tree" 2>/dev/null || [ -d "$tree" ]
 fi
 echo "$tree"

@@ -170,5 +170,5 @@ def thin_config(llvm_bin: Path) -> str:
     version = sum(int(part) * scale for part, scale in zip(numbers.groups(), (10000, 100, 1), strict=True))
     return (
         f'CONFIG_CC_VERSION_TEXT="{clang.stdout.splitlines()[0]}"\n'
-        f"CONFIG_LLD_VERSION={version}\nCONFIG_64BIT=y\nCONFIG_LTO_CLANG_THIN=y\n"
+        f"CONFIG_LLD_VERSION={version}\nCONFIG_64BIT=y\nCONFIG_MODULES=y\nCONFIG_LTO_CLANG_THIN=y\n"
     )

@@ -156,7 +156,10 @@ class Journal:
         self._torn = lines.pop()
         for line in lines:
             if b'"link-' in line[:24]:
-                event = decode_line(line)
+                try:
+                    event = decode_line(line)
+                except msgspec.DecodeError:
+                    continue  # Torn: the disk was full when it was written.
                 if isinstance(event, LinkStarted | LinkFinished):
                     yield event
 

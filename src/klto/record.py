@@ -141,6 +141,14 @@ class Verification(_Value, frozen=True):
     warnings: list[str] = []
 
 
+class Initcall(_Value, frozen=True):
+    """One initcall, as the objects have it; a list of them is in the order in which the kernel runs them."""
+
+    level: str
+    function: str
+    object: str
+
+
 class Proof(_Value, frozen=True):
     """One proof of a boot. ``status``: passed, failed, not-applicable or unknown."""
 
@@ -186,10 +194,14 @@ class Record(_Value, frozen=True):
     toolchain: ToolchainIdentity | None = None
     stages: list[Stage] = []
     objects_compiled: int = 0
+    #: Objects compiled more than once in this run, and outputs of LTO links linked more than once.
+    compiled_twice: list[str] = []
+    linked_twice: list[str] = []
     links: list[Link] = []
     removed: list[str] = []
     notes: list[str] = []
     verification: Verification | None = None
+    initcalls: list[Initcall] = []
     findings: list[dict[str, Any]] = []
     boots: list[Boot] = []
     artifacts: list[Artifact] = []
@@ -228,6 +240,7 @@ class RecordKeeper:
     def __init__(self, path: Path, record: Record) -> None:
         self.path = path
         self.record = record
+        self._compiled: set[str] = set()
         self.save()
 
     def update(self, **fields: object) -> None:
@@ -251,8 +264,10 @@ class RecordKeeper:
                 self._finish_stage(event)
                 self.save()
             case Step(verb="CC" | "AS"):
-                self.update(objects_compiled=self.record.objects_compiled + 1)
+                self._compile(event.target)
             case LinkStarted():
+                if any(link.output == event.output for link in self.record.links):
+                    self.update(linked_twice=[*self.record.linked_twice, event.output])
                 self.update(links=[*self.record.links, _link_of(event)])
             case LinkFinished():
                 self._finish_link(event)
@@ -266,6 +281,12 @@ class RecordKeeper:
                     wall_seconds=event.time - self.record.started,
                 )
                 self.save()
+
+    def _compile(self, target: str) -> None:
+        self.update(objects_compiled=self.record.objects_compiled + 1)
+        if target in self._compiled:
+            self.update(compiled_twice=[*self.record.compiled_twice, target])
+        self._compiled.add(target)
 
     def _finish_stage(self, event: StageFinished) -> None:
         stages = list(self.record.stages)

@@ -120,12 +120,79 @@ def test_single_target_is_built_and_not_verified(klto: Klto, tree: Path, build_d
     assert record.verification is None
 
 
-def test_jobs_are_never_exceeded(klto: Klto, tree: Path, build_dir: Path) -> None:
-    """Four jobs: the link takes what make leaves."""
+def test_links_at_the_same_time_share_the_jobs(klto: Klto, tree: Path, build_dir: Path) -> None:
+    """The link of vmlinux.o takes what make and the kernel module's link leave."""
     assert klto("build", "-C", tree, "-b", build_dir, "-j4").status == 0
-    record = read_record(build_dir / ".klto/record.json")
-    assert all(1 <= link.jobs <= 4 for link in record.links)
-    assert record.asked.jobs == 4
+    links = read_record(build_dir / ".klto/record.json").links
+    for link in links:
+        at_once = [o for o in links if o.start <= link.start < o.start + (o.wall_seconds or 0)]
+        assert sum(other.jobs for other in at_once) <= 4
+    assert max(link.jobs for link in links) > 1
+
+
+@pytest.mark.parametrize("variable", ["O=/other", "LLVM=1", "ARCH=arm64", "CC=gcc", "SHELL=/bin/bash", "M=x"])
+def test_variables_that_klto_sets_itself_are_refused(
+    klto: Klto, tree: Path, build_dir: Path, variable: str
+) -> None:
+    done = klto("build", "-C", tree, "-b", build_dir, variable)
+    assert done.status == 2
+    assert f"klto: {variable}: klto sets" in done.err
+
+
+def test_variables_go_to_make(klto: Klto, tree: Path, build_dir: Path) -> None:
+    """With another target that says what it got."""
+    (tree / "Makefile").write_text((tree / "Makefile").read_text() + "\nshow: ; @echo '  GOT     $(NAME)'\n")
+    assert klto("build", "-C", tree, "-b", build_dir, "show", "NAME=value").status == 0
+    assert "GOT     value" in (build_dir / ".klto/build.log").read_text()
+
+
+def test_jobs_beyond_what_a_pipe_holds(klto: Klto, tree: Path, build_dir: Path) -> None:
+    done = klto("build", "-C", tree, "-b", build_dir, "-j70000")
+    assert done.status == 2
+    assert "use at most -j" in done.err
+
+
+def test_leftovers_are_looked_for_after_a_kill_only(klto: Klto, tree: Path, build_dir: Path) -> None:
+    """Rules may touch a target after its command was saved, and a user may put a file of his own in its place."""
+    assert klto("build", "-C", tree, "-b", build_dir).status == 0
+    key, command = build_dir / "certs/signing_key.pem", build_dir / "certs/.signing_key.pem.cmd"
+    key.parent.mkdir()
+    command.write_text("savedcmd_certs/signing_key.pem := openssl\n")
+    os.utime(command, (1, 1))
+    key.write_text("mine")
+    os.utime(build_dir / "lib/single.ko")
+    done = klto("build", "-C", tree, "-b", build_dir, "vmlinux")
+    assert done.status == 0, done.err
+    assert read_record(build_dir / ".klto/record.json").removed == []
+    (build_dir / ".klto/running").touch()
+    assert klto("build", "-C", tree, "-b", build_dir).status == 0
+    assert key.read_text() == "mine"
+
+
+def test_nothing_verified_is_said(klto: Klto, tree: Path, build_dir: Path) -> None:
+    assert "nothing was verified" in klto("build", "-C", tree, "-b", build_dir, "modules").err
+
+
+def test_json_of_a_refused_run_is_not_an_earlier_runs(
+    klto: Klto, tree: Path, build_dir: Path, start: Start
+) -> None:
+    assert klto("build", "-C", tree, "-b", build_dir).status == 0
+    (tree / "init/part1.c").write_text("int part2(int x); int part1(int x) { return part2(x) + 9; }\n")
+    start("objtool")
+    done = klto("build", "-C", tree, "-b", build_dir, "--json")
+    assert (done.status, done.out) == (2, "")
+
+
+def test_reader_that_goes_away_does_not_hide_a_failure(tree: Path, build_dir: Path, llvm_bin: Path) -> None:
+    (tree / "init/part3.c").write_text("int part3(int x) { return y; }\n")
+    command = f"{sys.executable} -m klto build -C {tree} -b {build_dir} --json -q 2>/dev/null"
+    env = klto_environment(llvm_bin, build_dir)
+    done = subprocess.run(["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], env=env, check=False)
+    assert done.returncode == 1
+    command = f"{sys.executable} -m klto build -C {tree} -b {build_dir} 2>&1 >/dev/null"
+    done = subprocess.run(["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], env=env, check=False)
+    assert done.returncode == 1
+    assert read_record(build_dir / ".klto/record.json").status == "failed"
 
 
 # -- failures ---------------------------------------------------------------------------------------------------
@@ -277,6 +344,10 @@ def test_interrupt_ends_every_child_and_is_recorded(
 ) -> None:
     child = start("objtool", "-j2")
     assert _users_of(build_dir)
+    deadline = time.monotonic() + 20
+    while read_record(build_dir / ".klto/record.json").stages[-1].name != "finish":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     child.send_signal(number)
     assert child.wait(timeout=5) == 130
     assert _users_of(build_dir) == []
@@ -342,8 +413,8 @@ def test_saved_command_cut_short_by_a_kill(klto: Klto, tree: Path, build_dir: Pa
     (build_dir / ".klto/running").touch()
     done = klto("build", "-C", tree, "-b", build_dir)
     assert done.status == 0
-    assert "removed what a killed build left half made: init/part1.o" in done.err
-    assert read_record(build_dir / ".klto/record.json").objects_compiled == 1
+    assert "init/part1.o" in read_record(build_dir / ".klto/record.json").removed
+    assert "removed what a killed build left half made" in done.err
     assert "deps_init/part1.o" in command.read_text()
 
 

@@ -117,6 +117,7 @@ def test_headers_are_compiled(
         assert caught.value.hint == "install it: apt-get install libnothing-dev"
     check_host(toolchain, "x86_64", {})
     check_host(toolchain, "arm64", None)
+    check_host(toolchain, "arm64", {"OBJTOOL": "y"})
 
 
 def test_host_programs_are_linked(host: Host, toolchain: Toolchain, tmp_path: Path) -> None:

@@ -267,7 +267,30 @@ def test_global_and_undefined_symbols_are_not_counted() -> None:
 
 def test_the_kernel_runs_level_by_level() -> None:
     """INIT_CALLS of include/asm-generic/vmlinux.lds.h, behind the consoles' own."""
-    order = "con early 0 0s 1 1s 2 2s 3 3s 4 4s 5 5s rootfs rootfss 6 6s 7 7s 8 earlys".split()
+    order = [
+        "con",
+        "early",
+        "0",
+        "0s",
+        "1",
+        "1s",
+        "2",
+        "2s",
+        "3",
+        "3s",
+        "4",
+        "4s",
+        "5",
+        "5s",
+        "rootfs",
+        "rootfss",
+        "6",
+        "6s",
+        "7",
+        "7s",
+        "8",
+        "earlys",
+    ]
     initcalls = [Initcall("x.o", "kmod_x", "1", "1", f"f{level}", level) for level in sorted(order)]
     assert [initcall.level for initcall in in_run_order(initcalls)] == order
     assert [i.level for i in in_run_order(initcalls[::-1])][:-2] == order[:-2]

@@ -146,14 +146,15 @@ def test_the_first_unmet_dependency_is_named() -> None:
 
 def test_all_unmet_dependencies_for_the_doctor() -> None:
     known = answers(
-        option("X", "n", conjunction(leaf("HAS", "n"), leaf("B", "n"))),
+        option("X", "n", conjunction(leaf("B", "n"), leaf("HAS", "n"), leaf("D", "n"))),
         hidden("HAS", "n", conjunction(negation(leaf("C", "y")), leaf("D", "n"), leaf("E", "y"))),
         *(option(name, "y" if name in "CE" else "n") for name in "BCDE"),
     )
     assert [b.reason for b in blockers(known, "X")] == [
+        "needs B, but B=n",
         "needs HAS, which needs !C, but C=y",
         "needs HAS, which needs D, but D=n",
-        "needs B, but B=n",
+        "needs D, but D=n",
     ]
     assert blockers(known, "B") == []
     assert [b.reason for b in blockers(known, "NOPE")] == ["is no option of this tree and architecture"]

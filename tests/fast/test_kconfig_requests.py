@@ -105,6 +105,11 @@ def test_the_last_wins(tmp_path: Path) -> None:
     assert [(r.name, r.value, r.origin) for r in requests] == [("B", "2", f"{fragment}:3"), ("A", "m", "-K")]
 
 
+def test_later_requests_come_later() -> None:
+    """Kconfig gives a choice to the last of its members in a file."""
+    assert lines("CONFIG_A=y", "CONFIG_B=y", "CONFIG_A=m") == ["CONFIG_B=y", "CONFIG_A=m"]
+
+
 def test_lto_modes_exclude_each_other() -> None:
     requests = parse_requests(["CONFIG_LTO_CLANG_FULL=y", "CONFIG_A=y"])
     assert requests.lto == "full"
@@ -113,7 +118,8 @@ def test_lto_modes_exclude_each_other() -> None:
     assert (merged.lto, merged.items[-1].origin) == ("thin", "--lto thin")
     assert requests.merged(lto_requests("keep")) == requests
     assert [r.line() for r in lto_requests("none")] == ["CONFIG_LTO_NONE=y"]
-    assert parse_requests(["CONFIG_LTO_CLANG_FULL=n"]).merged(lto_requests("thin")).lto == "thin"
+    off = parse_requests(["CONFIG_LTO_CLANG_FULL=n"]).merged(lto_requests("thin"))
+    assert (off.lto, len(off)) == ("thin", 2)
     assert parse_requests(["CONFIG_LTO_CLANG_FULL=n"]).lto is None
 
 

@@ -297,7 +297,7 @@ def test_a_symbol_in_no_section() -> None:
     offset = 64 + 64 + 24 * 4
     struct.pack_into("<H", data, offset + 6, 5)
     with pytest.raises(
-        MalformedObject, match="x: at offset 0x1[0-9a-f]+: symbol 0 of section 3 lies in no section"
+        MalformedObject, match=r"x: at offset 0x1[0-9a-f]+: symbol 0 of section 3 lies in no section"
     ):
         use_all(Elf(bytes(data), "x"))
     struct.pack_into("<H", data, offset + 6, 0xFFFF)

@@ -57,9 +57,12 @@ def test_events_make_the_record(tmp_path: Path) -> None:
         StageStarted(stage="compile", time=2.0),
         Step(verb="CC", target="init/main.o"),
         Step(verb="AR", target="built-in.a"),
+        Step(verb="CC", target="init/main.o"),
+        Step(verb="AS", target="init/entry.o"),
         _link("vmlinux.o", 3.0),
         _link("lib/x.o", 3.5),
         LinkFinished(output="vmlinux.o", returncode=0, wall_seconds=4.0, cpu_seconds=8.0, peak_bytes=5),
+        _link("lib/x.o", 4.5),
         StageFinished(stage="compile", status="done", wall_seconds=5.0, peak_bytes=6, peak_process="clang"),
         Note(text="careful"),
         RunFinished(time=9.0, status="done", exit_status=0),
@@ -68,10 +71,12 @@ def test_events_make_the_record(tmp_path: Path) -> None:
         keeper(event)
     record = read_record(tmp_path / "record.json")
     jsonschema.validate(json.loads((tmp_path / "record.json").read_bytes()), record_schema())
-    assert record.objects_compiled == 1
+    assert (record.objects_compiled, record.compiled_twice) == (3, ["init/main.o"])
+    assert record.linked_twice == ["lib/x.o"]
     assert [(s.name, s.status, s.peak_process) for s in record.stages] == [("compile", "done", "clang")]
     assert [(link.output, link.returncode, link.cpu_seconds) for link in record.links] == [
         ("vmlinux.o", 0, 8.0),
+        ("lib/x.o", None, None),
         ("lib/x.o", None, None),
     ]
     assert (record.status, record.wall_seconds, record.notes) == ("done", 8.0, ["careful"])

@@ -174,6 +174,16 @@ def test_build_dir_keeps_its_spelling(fake_llvm: FakeLlvm, build_dir: Path) -> N
     assert find_toolchain(build_dir=build_dir).linker_name() == str(place / "ld.lld")
 
 
+def test_plain_name_is_the_clang_of_the_version_text(fake_llvm: FakeLlvm, build_dir: Path) -> None:
+    """``LLVM=1`` was made with what PATH meant on that day."""
+    place = fake_llvm("19.1.7", "usr-lib/llvm-19/bin")
+    fake_llvm("14.0.6")
+    made(build_dir, "clang", "Fake clang version 19.1.7")
+    assert find_toolchain(build_dir=build_dir).path_prefix == place
+    made(build_dir, "clang", "Fake clang version 14.0.6")
+    assert find_toolchain(build_dir=build_dir).path_prefix is None
+
+
 def test_another_toolchain_recompiles_and_says_so(fake_llvm: FakeLlvm, build_dir: Path) -> None:
     fake_llvm("19.1.7", suffix="-19")
     fake_llvm("22.1.0", suffix="-22")
@@ -232,6 +242,7 @@ def test_missing_tool_names_its_package_and_what_else_is_there(fake_llvm: FakeLl
     ("tool", "script", "said"),
     [
         ("llvm-objcopy", "#!/bin/sh\necho broken library >&2\nexit 127\n", "exit status 127 .broken library"),
+        ("llvm-strip", "#!/bin/sh\necho LLVM version 19\nexit 3\n", "exit status 3"),
         ("clang", "#!/bin/sh\nkill -SEGV $$\n", "killed by SIGSEGV"),
         ("clang", "#!/bin/sh\necho 'gcc (Debian) version 12'\n", "is not clang"),
         ("ld.lld", "#!/bin/sh\necho 'GNU ld 2.40 version'\n", "does not say its version"),
@@ -283,6 +294,14 @@ def test_clang_newer_than_the_linker_is_refused(tmp_path: Path, clang: int, lld:
     assert "\n" not in caught.value.message
 
 
+def test_nm_must_read_bitcode_too(tmp_path: Path) -> None:
+    place = Path(mixed(tmp_path, llvm(22), llvm(22)))
+    (place / "llvm-nm").unlink()
+    (place / "llvm-nm").symlink_to(llvm(14) / "llvm-nm")
+    with pytest.raises(UsageError, match=r"do not fit together .*llvm-nm"):
+        find_toolchain(x86_64(tmp_path), request=str(place))
+
+
 @pytest.mark.parametrize("number", [14, 19, 22])
 @pytest.mark.parametrize("arch", ["x86_64", "arm64"])
 def test_one_llvm_fits(tmp_path: Path, number: int, arch: str) -> None:
@@ -309,6 +328,7 @@ def test_the_linker_is_asked_what_it_takes(number: int) -> None:
     assert found.supports("-mllvm", "-import-instr-limit=5")
     assert found.supports("--threads=2", "--lto-O2")
     assert not found.supports("--no-such-option")
+    assert not found.supports("--version")
     assert not found.supports("-mllvm", "-no-such-option")
     assert not found.supports("-mllvm", "-import-instr-limit=many")
     assert not found.supports("--thinlto-cache-policy=nonsense")

@@ -14,6 +14,7 @@ import msgspec
 
 from klto.errors import UsageError
 from klto.files import make_directory, write_whole
+from klto.record import Record, read_record
 
 
 class Learnt(msgspec.Struct, frozen=True):
@@ -76,6 +77,13 @@ class Folder:
     def end(self) -> None:
         """make has ended by itself."""
         self._running.unlink(missing_ok=True)
+
+    def last_record(self) -> Record | None:
+        """The record of the run before, None when there is none that can be read."""
+        try:
+            return read_record(self.record)
+        except UsageError:
+            return None
 
     def keep_last_log(self) -> None:
         """The log of the run before becomes ``build.log.old``."""

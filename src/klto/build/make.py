@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,8 +14,6 @@ from typing import IO
 
 from klto import procfs
 from klto.events import (
-    Event,
-    Expected,
     Journal,
     LinkFinished,
     LinkStarted,
@@ -32,6 +29,9 @@ from klto.process import Child, Usage, started
 
 #: Seconds between looks at the journal and the processes' memory.
 _TICK = 0.25
+
+#: Seconds that output may still come after make has ended.
+_LINGER = 2.0
 
 #: The output whose LTO link is the build's own stage ``link``.
 VMLINUX_O = "vmlinux.o"
@@ -76,8 +76,6 @@ class MakeRun:
     log: Path
     journal: Journal
     emit: Observer
-    #: The command that makes ``make -n`` list what would be done, when the number of objects is not known.
-    ask: list[str] | None = None
     _stage: _Stage | None = None
     _lines: list[str] = field(default_factory=list)
     _links: dict[str, tuple[LinkStarted, LinkFinished | None]] = field(default_factory=dict)
@@ -102,13 +100,10 @@ class MakeRun:
                 )
             )
             self._begin("compile", child)
-            asker = _Asker(self.ask, self.environment, stack) if self.ask else None
             status = "interrupted"
             try:
                 for line in _lines_of(child, log, lambda: self._tick(child)):
                     self._line(line)
-                    if asker is not None:
-                        asker.follow(line, self.emit)
                 usage = child.wait()
                 self._tick(child)
                 status = "done" if child.returncode == 0 else "failed"
@@ -229,9 +224,14 @@ def _lines_of(child: Child, log: IO[bytes], idle: Callable[[], None]) -> Iterato
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | select.POLLHUP)
     torn = b""
+    ended: float | None = None
     while True:
         idle()
         if not poll.poll(_TICK * 1000):
+            # make may be gone while something that it started keeps the pipe open.
+            ended = ended or (None if child.alive() else time.monotonic())
+            if ended is not None and time.monotonic() - ended > _LINGER:
+                break
             continue
         data = os.read(descriptor, 1 << 16)
         if not data:
@@ -243,54 +243,3 @@ def _lines_of(child: Child, log: IO[bytes], idle: Callable[[], None]) -> Iterato
             yield line.decode("utf-8", "replace").rstrip("\r")
     if torn:
         yield torn.decode("utf-8", "replace")
-
-
-class _Asker:
-    """Asks ``make -n`` how many objects a first build will compile, once the real make is past its preparations
-    (before them make has no configuration to read)."""
-
-    #: Objects that are compiled during ``make prepare`` (6.1 and 6.12: scripts/mod, tools, the vdso).
-    _PREPARATIONS = ("scripts/", "tools/", "arch/", "kernel/bounds")
-
-    def __init__(self, argv: list[str], environment: dict[str, str], stack: ExitStack) -> None:
-        self._argv, self._stack = argv, stack
-        self._environment = {k: v for k, v in environment.items() if k != "MAKEFLAGS"}
-        self._output: IO[bytes] | None = None
-        self._child: Child | None = None
-        self._answered = False
-
-    def follow(self, line: str, emit: Observer) -> None:
-        """Look at one line of the real make; emit :class:`Expected` when the answer is there."""
-        if self._answered:
-            return
-        if self._child is None:
-            step = parse_step(line)
-            if step is not None and step.is_object and not step.target.startswith(self._PREPARATIONS):
-                self._output = self._stack.enter_context(tempfile.TemporaryFile())
-                self._child = self._stack.enter_context(
-                    started(
-                        ["nice", "-n", "19", *self._argv],
-                        env=self._environment,
-                        stdout=self._output,
-                        stderr=subprocess.DEVNULL,
-                    )
-                )
-        elif not self._child.alive():
-            self._answered = True
-            emit(Expected(objects=self._count(), source="make"))
-
-    def _count(self) -> int:
-        assert self._output is not None
-        self._output.seek(0)
-        targets = set()
-        for raw in self._output:
-            # Under -n make prints the recipe: echo '  CC      init/main.o'; ...
-            _, quote, rest = raw.decode("utf-8", "replace").partition("echo '")
-            step = parse_step(rest.partition("'")[0]) if quote else None
-            if step is not None and step.is_object:
-                targets.add(step.target)
-        return len(targets)
-
-
-def unobserved(event: Event) -> None:
-    """An observer that does nothing."""

@@ -12,7 +12,7 @@ from klto.kernel.hostdeps import check_host
 from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
 from klto.kernel.toolchain import find_toolchain
-from klto.kernel.tree import KernelTree, default_build_dir
+from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree, default_build_dir
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def make_plan(request: BuildRequest) -> Plan:
     """
     if request.jobs is not None and request.jobs < 1:
         raise UsageError(f"-j {request.jobs}: at least one job is needed")
+    _check_variables(request.make_variables)
     tree = KernelTree.open(request.tree, request.arch)
     wanted = parse_requests(list(request.fragments))
     base = _base(request.base)
@@ -96,6 +97,26 @@ def make_plan(request: BuildRequest) -> Plan:
     check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
     kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
     return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs())
+
+
+#: Variables that klto itself gives to make, and the option that stands for each; with another value make would
+#: build another kernel, elsewhere or with other tools, than klto verifies.
+_OWN_VARIABLES = {
+    **dict.fromkeys(MAKE_ENVIRONMENT_DROP, "klto's own options"),
+    **dict.fromkeys(("O", "KBUILD_OUTPUT"), "-b DIR"),
+    **dict.fromkeys(("ARCH", "SUBARCH", "SRCARCH", "CROSS_COMPILE"), "-a ARCH"),
+    **dict.fromkeys(
+        ("LLVM", "CC", "LD", "AR", "NM", "OBJCOPY", "OBJDUMP", "READELF", "STRIP"), "-t TOOLCHAIN"
+    ),
+    **dict.fromkeys(("SHELL", "CONFIG_SHELL", "MAKE"), "plain make"),
+}
+
+
+def _check_variables(variables: tuple[str, ...]) -> None:
+    for variable in variables:
+        name = variable.partition("=")[0].rstrip(":+?")
+        if name in _OWN_VARIABLES:
+            raise UsageError(f"{variable}: klto sets {name} itself", f"use {_OWN_VARIABLES[name]} instead")
 
 
 def _base(name: str | None) -> str | Path | None:

@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from klto import __version__, machine
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.plan import Plan
-from klto.build.verify import artifacts, verify_build
+from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
@@ -33,7 +35,7 @@ from klto.events import (
 )
 from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
-from klto.kernel.kconfig import configure, lto_of, read_config
+from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
@@ -41,9 +43,11 @@ from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
     SCHEMA,
+    Artifact,
     Asked,
     Boot,
     ConfigIdentity,
+    Initcall,
     Machine,
     Proof,
     Record,
@@ -89,6 +93,7 @@ class _Run:
     def __init__(self, plan: Plan, folder: Folder, observers: Sequence[Observer]) -> None:
         self.plan, self.folder, self.observers = plan, folder, observers
         self.killed_before = folder.was_killed()
+        self.before = folder.last_record()
         folder.keep_last_log()
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
@@ -104,6 +109,9 @@ class _Run:
             raise
         except KltoError as error:
             self.emit(RunFinished(status="failed", exit_status=error.exit_status, message=error.message))
+            raise
+        except OSError as error:
+            self.keeper(RunFinished(status="failed", exit_status=2, message=str(error)))
             raise
         finally:
             self.journal.close()
@@ -141,9 +149,12 @@ class _Run:
         result = self._make()
         if result.returncode != 0:
             raise explain_failure(result, self.folder.log, again(plan))
-        if whole:
+        self._check_config()
+        if whole or self._is_new("vmlinux"):
             with self.stage("verify"):
                 self._verify(result)
+        else:
+            self.emit(Note(text="vmlinux was not built: nothing was verified"))
         if plan.request.boot:
             with self.stage("boot"):
                 self._boot()
@@ -162,26 +173,41 @@ class _Run:
             plan.requests,
             plan.request.make_variables,
         )
-        config = plan.build_dir / ".config"
-        digest = hashlib.sha256(config.read_bytes()).hexdigest()
-        lto = lto_of(config)
-        self.keeper.update(config=ConfigIdentity(path=str(config), sha256=digest, lto=lto))
-        if lto == "none":
+        if self._identify_config() == "none":
             self.emit(Note(text="this configuration builds without LTO", level="warning"))
+
+    def _check_config(self) -> None:
+        """make runs kconfig itself when Kconfig files have changed, and drops what can be no longer."""
+        plan = self.plan
+        before = self.keeper.record.config
+        wanted = plan.requests.merged(lto_requests(before.lto)) if before else plan.requests
+        verify(plan.tree, plan.kbuild.toolchain, plan.build_dir, wanted, plan.request.make_variables)
+        self._identify_config()
+
+    def _identify_config(self) -> str:
+        """Put the configuration into the record; its LTO mode."""
+        config = self.plan.build_dir / ".config"
+        digest, lto = hashlib.sha256(config.read_bytes()).hexdigest(), lto_of(config)
+        self.keeper.update(config=ConfigIdentity(path=str(config), sha256=digest, lto=lto))
+        return lto
+
+    def _is_new(self, name: str) -> bool:
+        """Whether this run made the file."""
+        path = self.plan.build_dir / name
+        return path.exists() and path.stat().st_mtime >= self.keeper.record.started
 
     def _make(self) -> MakeResult:
         plan, folder = self.plan, self.folder
         self._remove_leftovers()
         learnt = folder.learnt()
-        fresh = not (plan.build_dir / "vmlinux.a").exists()
-        if fresh and learnt.objects:
+        if learnt.objects and not (plan.build_dir / "vmlinux.a").exists():
             present = _compiled_objects(plan.build_dir)
             self.emit(Expected(objects=max(0, learnt.objects - present), source="last build"))
         with ExitStack() as stack:
             server = stack.enter_context(Jobserver(str(folder.jobserver), plan.jobs))
             shims = self._shims()
             argv = [
-                *plan.kbuild.argv(plan.request.targets),
+                *plan.kbuild.argv(_targets_of(plan)),
                 *([f"SHELL={shims.shell}"] if shims.shell else []),
             ]
             extra = {
@@ -196,7 +222,6 @@ class _Run:
                 log=folder.log,
                 journal=self.journal,
                 emit=self.emit,
-                ask=[*argv, "-n", "-k"] if fresh and not learnt.objects else None,
             )
             folder.begin()
             result = run.run()
@@ -219,8 +244,12 @@ class _Run:
         return shims
 
     def _remove_leftovers(self) -> None:
+        if not self.killed_before:
+            return
         removed = []
-        for leftover in find_leftovers(self.plan.build_dir, after_kill=self.killed_before):
+        for leftover in find_leftovers(
+            self.plan.build_dir, in_tree=self.plan.tree.is_in_tree(self.plan.build_dir)
+        ):
             leftover.target.unlink()
             removed.append(str(leftover.target.relative_to(self.plan.build_dir)))
         if removed:
@@ -243,9 +272,16 @@ class _Run:
         config = self.keeper.record.config
         assert config is not None
         links = sum(os.path.basename(begun.output) == VMLINUX_O for begun, _ in result.links)
-        verification = verify_build(build_dir, config.lto, links)
-        image = build_dir / IMAGES[self.plan.tree.arch]
-        self.keeper.update(verification=verification, artifacts=artifacts(build_dir, image))
+        with_modules = _makes_modules(self.plan.request.targets) and (
+            read_config(build_dir / ".config").get("MODULES") == "y"
+        )
+        verification = verify_build(build_dir, config.lto, links, with_modules=with_modules)
+        made = artifacts(build_dir, build_dir / IMAGES[self.plan.tree.arch], with_modules=with_modules)
+        self.keeper.update(verification=verification, artifacts=made)
+        order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])
+        self.keeper.update(initcalls=order)
+        verification = msgspec.structs.replace(verification, problems=[*verification.problems, *wrong])
+        self.keeper.update(verification=verification)
         for warning in verification.warnings:
             self.emit(Note(text=warning, level="warning"))
         if verification.problems:
@@ -254,6 +290,17 @@ class _Run:
                 f"log: {self.folder.log}",
                 tuple(verification.problems[1:]),
             )
+
+    def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
+        """The order of initcalls that the objects have, and what is different in vmlinux."""
+        before = self.before if self.before and self.before.status == "done" else None
+        if (
+            before
+            and before.initcalls
+            and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts)
+        ):
+            return before.initcalls, []  # Compared when this very vmlinux was made.
+        return compare_initcalls(self.plan.build_dir)
 
     def _boot(self) -> None:
         from klto.boot.guest import Compiler
@@ -294,6 +341,10 @@ def again(plan: Plan) -> str:
     return f"cd {quote([str(plan.request.directory.absolute())])} && {command}"
 
 
+def _digest_of(path: str, made: list[Artifact]) -> str | None:
+    return next((artifact.sha256 for artifact in made if artifact.path == path), None)
+
+
 def _judge_boot(result: BootResult) -> None:
     """Raise what a boot means that did not pass."""
     hint = f"console log: {result.console_log}"
@@ -308,8 +359,21 @@ def _judge_boot(result: BootResult) -> None:
     raise ProofError(message, hint, details)
 
 
+def _targets_of(plan: Plan) -> tuple[str, ...]:
+    """What make is asked for: with ``--boot`` the image that boots, too."""
+    targets = plan.request.targets
+    image = IMAGES[plan.tree.arch].rpartition("/")[2]
+    return (
+        (*targets, image) if plan.request.boot and targets and not {"all", image} & set(targets) else targets
+    )
+
+
 def _is_whole(targets: Sequence[str]) -> bool:
     return not targets or bool(_WHOLE_KERNEL & set(targets))
+
+
+def _makes_modules(targets: Sequence[str]) -> bool:
+    return not targets or bool({"all", "modules"} & set(targets))
 
 
 def _compiled_objects(build_dir: Path) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from klto.kernel.initcalls import NoInitcalls, in_run_order, read_initcalls
+from klto.link.request import parse_request
 from klto.objects.archive import Member, leaves, read_archive
 from klto.objects.elf_sections import section_names
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
-from klto.record import Artifact, Verification
+from klto.record import Artifact, Initcall, Verification
 
 #: Sections in which clang embeds bitcode (``-fembed-bitcode``, ``-ffat-lto-objects``):
 #: llvm/lib/Bitcode/Writer/BitcodeWriter.cpp, embedBitcodeInModule; llvm/lib/Object/ObjectFile.cpp.
@@ -22,7 +25,7 @@ _BITCODE_SECTIONS = frozenset((".llvmbc", ".llvm.lto"))
 _SHOWN = 5
 
 
-def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int) -> Verification:
+def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int, *, with_modules: bool) -> Verification:
     """Compare the build with what LTO in mode ``lto`` (thin, full, none) must give.
 
     * every member of vmlinux.a whose saved command has ``-flto`` is bitcode, and some are;
@@ -30,14 +33,20 @@ def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int) -> Verificatio
     * the vmlinux.o link ran at most once in this run.
     """
     problems, warnings = [], []
-    bitcode, native, lost = _archive_members(build_dir)
+    if not (build_dir / "vmlinux.a").exists():
+        warnings.append(
+            "there is no vmlinux.a (Linux before 6.1 has none): the link's inputs are not verified"
+        )
+        bitcode, native, lost = 0, 0, list[str]()
+    else:
+        bitcode, native, lost = _archive_members(build_dir)
     if lost:
         problems.append(f"{len(lost)} objects were compiled with -flto and are native code: {_some(lost)}")
-    if lto != "none" and bitcode == 0:
+    if lto != "none" and bitcode == 0 and not warnings:
         problems.append("vmlinux.a holds no bitcode: nothing was left for the LTO link to do")
     if lto == "none" and bitcode:
         problems.append(f"vmlinux.a holds {bitcode} bitcode objects though LTO is off")
-    modules = list(_kernel_modules(build_dir))
+    modules = list(_kernel_modules(build_dir)) if with_modules else []
     for path in [build_dir / "vmlinux", *modules]:
         problem = _not_final(path)
         if problem:
@@ -61,18 +70,19 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _archive_members(build_dir: Path) -> tuple[int, int, list[str]]:
-    """(bitcode, native, native ones whose saved command has ``-flto``) of vmlinux.a.
+    """(bitcode, native, native ones whose saved command has ``-flto``) of the vmlinux.o link's archives.
 
-    :raises MalformedObject: when there is no readable vmlinux.a.
+    :raises MalformedObject: when one cannot be read.
     """
     bitcode, native, lost = 0, 0, []
-    for member in leaves(read_archive(build_dir / "vmlinux.a")):
-        if member.kind() == "bitcode":
-            bitcode += 1
-            continue
-        native += 1
-        if _has_lto_flag(member):
-            lost.append(member.name)
+    for archive in _vmlinux_inputs(build_dir):
+        for member in leaves(read_archive(archive)):
+            if member.kind() == "bitcode":
+                bitcode += 1
+                continue
+            native += 1
+            if _has_lto_flag(member):
+                lost.append(member.name)
     return bitcode, native, lost
 
 
@@ -116,11 +126,38 @@ def _not_final(path: Path) -> str | None:
     return f"holds bitcode in section {', '.join(sorted(found))}" if found else None
 
 
-def artifacts(build_dir: Path, image: Path) -> list[Artifact]:
-    """The files that matter after a build, with sizes in bytes and SHA-256."""
+def compare_initcalls(build_dir: Path) -> tuple[list[Initcall], list[str]]:
+    """The initcalls of the vmlinux.o link's inputs in the order in which a kernel runs them, and how vmlinux's own
+    tables differ from that, one line each.
+
+    :raises MalformedObject: when an object or vmlinux cannot be read.
+    """
+    from klto.kernel.initcall_tables import differences, read_tables  # Late: it needs numpy.
+
+    try:
+        found = read_initcalls([str(path) for path in _vmlinux_inputs(build_dir)])
+    except NoInitcalls:
+        return [], []  # Not a Linux kernel that does anything; what the link had is verified all the same.
+    order = [Initcall(level=i.level, function=i.function, object=i.object) for i in in_run_order(found)]
+    return order, differences(found, read_tables(build_dir / "vmlinux"))
+
+
+def _vmlinux_inputs(build_dir: Path) -> list[Path]:
+    """The archives of the vmlinux.o link, from the command that Kbuild saved."""
+    if not (build_dir / ".vmlinux.o.cmd").exists():
+        return [build_dir / "vmlinux.a"]
+    saved = (build_dir / ".vmlinux.o.cmd").read_text(errors="replace").splitlines()[0]
+    words = shlex.split(saved.partition(":= ")[2].partition(";")[0])
+    return [build_dir / name for name in parse_request(words[1:]).inputs]
+
+
+def artifacts(build_dir: Path, image: Path, *, with_modules: bool) -> list[Artifact]:
+    """The files that matter after a build, with sizes in bytes and SHA-256; no image of an earlier vmlinux."""
     found = []
-    for path in [build_dir / "vmlinux", image, build_dir / "System.map", *_kernel_modules(build_dir)]:
-        if path.is_file():
+    vmlinux = build_dir / "vmlinux"
+    modules = _kernel_modules(build_dir) if with_modules else ()
+    for path in [vmlinux, image, build_dir / "System.map", *modules]:
+        if path.is_file() and (path != image or path.stat().st_mtime_ns >= vmlinux.stat().st_mtime_ns):
             with path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             relative = str(path.relative_to(build_dir))

@@ -58,8 +58,9 @@ def show_error(error: KltoError) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status (see the contract in README.md)."""
-    signal.signal(signal.SIGTERM, _on_term)
-    signal.signal(signal.SIGHUP, _on_term)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _on_term)
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
 
 if TYPE_CHECKING:
+    from klto.build.folder import Folder
     from klto.record import Record
 
 LTO_MODES = ("thin", "full", "none", "keep")
@@ -80,11 +81,22 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if progress:
             progress.close()
-        if args.json and folder.record.exists():
-            sys.stdout.write(folder.record.read_text())
+        if args.json:
+            _print_record(folder)
     if not args.json and not args.quiet:
         _summary(record, plan.build_dir)
     return 0
+
+
+def _print_record(folder: Folder) -> None:
+    """This run's record, if it came to have one. A reader that went away does not change the run's status."""
+    record = folder.last_record()
+    if record is not None and record.pid == os.getpid():
+        try:
+            sys.stdout.write(folder.record.read_text())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _summary(record: Record, build_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -34,12 +35,15 @@ def _size(text: str) -> int:
 def run(args: argparse.Namespace) -> int:
     """Do it; 0, or 3 when verify dropped entries."""
     from klto.build.plan import default_cache_dir
-    from klto.errors import FindingsError
+    from klto.errors import FindingsError, UsageError
     from klto.link import prune
     from klto.link.store import DEFAULT_LIMIT
     from klto.report.units import size
 
-    root = str((args.cache_dir or default_cache_dir()).absolute())
+    folder = (args.cache_dir or default_cache_dir()).absolute()
+    root = str(folder)
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):
+        raise UsageError(f"no link cache: {root} is no folder that can be read")
     result: dict[str, int | str] = {"schema": "klto/cache/1", "cache_dir": root}
     status = 0
     if args.action == "verify":

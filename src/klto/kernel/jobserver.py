@@ -14,6 +14,8 @@ import os
 import select
 import time
 
+from klto.errors import UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,8 +37,20 @@ class Jobserver:
             os.unlink(path)  # Left by a run that was killed; its lock is ours now.
         os.mkfifo(path, 0o600)
         # Open for reading and writing: the pipe lives, and keeps its tokens, as long as this descriptor.
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        os.write(self._fd, _TOKEN * (jobs - 1))
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fill(jobs - 1)
+
+    def _fill(self, tokens: int) -> None:
+        try:
+            written = os.write(self._fd, _TOKEN * tokens) if tokens else 0
+        except BlockingIOError:
+            written = 0
+        if written < tokens:
+            self.__exit__(None, None, None)
+            raise UsageError(
+                f"-j {self.jobs}: a pipe holds {written} jobs only", f"use at most -j {written + 1}"
+            )
+        os.set_blocking(self._fd, True)
 
     @property
     def descriptors(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,15 +93,17 @@ def configure(
         raise UsageError(
             f"no .config in {build_dir}", "name a configuration: -k defconfig, -k allnoconfig or -k FILE"
         )
-    if base is None and _is_fulfilled(config, toolchain, requests):
+    settled = not len(requests) or _is_settled(tree, build_dir)
+    if base is None and settled and _is_fulfilled(config, toolchain, requests):
         check_width(tree, config, requests)
         return ConfigResult(config, changed=False, ran=False, lto=lto_of(config))
     kconfig = Kconfig(tree, toolchain, build_dir, tuple(make_args))
     kconfig.prepare()
-    _make_result(kconfig, base, requests)
-    _check_requests(kconfig, requests)
-    check_width(tree, kconfig.result, requests)
-    changed = _install(kconfig.result, config)
+    with _nothing_left_behind(build_dir):
+        _make_result(kconfig, base, requests)
+        _check_requests(kconfig, requests)
+        check_width(tree, kconfig.result, requests)
+        changed = _install(kconfig.result, config)
     kconfig.cleanup()
     return ConfigResult(config, changed=changed, ran=True, lto=lto_of(config))
 
@@ -180,6 +183,20 @@ def _scratch(tree: KernelTree) -> Iterator[Path]:
         yield scratch
 
 
+def _is_settled(tree: KernelTree, build_dir: Path) -> bool:
+    """Whether kconfig has accepted this very ``.config`` with these very Kconfig files: make's syncconfig, which
+    may drop what was edited in by hand, has nothing to do (auto.conf.cmd lists the files, confdata.c)."""
+    accepted = build_dir / "include/config/auto.conf"
+    try:
+        since = accepted.stat().st_mtime_ns
+        listed = accepted.with_name("auto.conf.cmd").read_text("utf-8", "replace")
+        files = re.findall(r"^\t(\S+)", listed.partition("\n\n")[0], re.MULTILINE)
+        newest = max((tree.path / file).stat().st_mtime_ns for file in files)
+        return bool(files) and max(newest, (build_dir / ".config").stat().st_mtime_ns) <= since
+    except (OSError, ValueError):
+        return False
+
+
 def _is_fulfilled(config: Path, toolchain: Toolchain, requests: Requests) -> bool:
     """Whether ``.config`` is kconfig's own work with this toolchain and holds all that is asked for."""
     check_config(config)
@@ -200,12 +217,13 @@ def _make_result(kconfig: Kconfig, base: str | Path | None, requests: Requests) 
     if base == "allnoconfig":
         asked = _implied(kconfig.tree).merged(requests)
         _write(seed, _lines(asked))
-        said = kconfig.make("allnoconfig", {"KCONFIG_ALLCONFIG": str(seed.absolute())})
+        ask_for = {"KCONFIG_ALLCONFIG": str(seed.absolute())}
+        said = kconfig.make("allnoconfig", ask_for, autoconf_aside=False)
         _check_warnings(said, seed, {})
         return
     origin = kconfig.build_dir / ".config" if base is None else Path(base)
     if base == "defconfig":
-        kconfig.make("defconfig")
+        kconfig.make("defconfig", autoconf_aside=len(requests) > 0)
         origin = kconfig.result
         if not len(requests):
             return
@@ -213,8 +231,23 @@ def _make_result(kconfig: Kconfig, base: str | Path | None, requests: Requests) 
     kept = without(content, frozenset(r.name for r in requests))
     lines = {written: number for written, (number, _) in enumerate(kept, 1)}
     _write(kconfig.result, b"\n".join(line for _, line in kept) + b"\n" + _lines(requests))
-    said = kconfig.make("olddefconfig")
+    said = kconfig.make("olddefconfig", autoconf_aside=False)
     _check_warnings(said, kconfig.result, {number: f"{origin}:{line}" for number, line in lines.items()})
+
+
+@contextmanager
+def _nothing_left_behind(build_dir: Path) -> Iterator[None]:
+    """When a configuration is refused, what kconfig made of it in a fresh build dir goes too."""
+    folder = build_dir / "include/config"
+    fresh = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+            for name in ("autoconf.h", "rustc_cfg"):
+                (build_dir / "include/generated" / name).unlink(missing_ok=True)
+        raise
 
 
 def _implied(tree: KernelTree) -> Requests:
@@ -261,6 +294,8 @@ def _check_requests(kconfig: Kconfig, requests: Requests) -> None:
     from klto.kernel.kconfig_explain import explain
 
     with asking(kconfig, kconfig.result) as answers:
+        # LTO first: when it is lost with others, it is what the user came for.
+        lost.sort(key=lambda request: request.name not in LTO_OPTIONS.values())
         blockers = [explain(answers, request, requests) for request in lost]
     first, *others = blockers
     raise UsageError(

@@ -1,12 +1,14 @@
 """Runs the tree's own configuration programs, aside of the build dir's ``.config``.
 
-Everything they write goes to a folder below the build dir's ``.klto``: kconfig reads and writes the file that
-KCONFIG_CONFIG names, and touches ``include/config`` only when KCONFIG_AUTOCONFIG is not there (conf.c and
+What they write goes to a folder below the build dir's ``.klto``: kconfig reads and writes the file that
+KCONFIG_CONFIG names. It also writes KCONFIG_AUTOCONFIG and its kin where those are not there yet (conf.c and
 confdata.c, 6.1 and 6.12).
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -57,7 +59,7 @@ class Kconfig:
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            # Its presence keeps kconfig from making include/config for a configuration that may be refused.
+            # Its presence keeps kconfig from writing it, and a file for each of thousands of options beside it.
             (self.folder / "auto.conf").touch()
         except OSError as error:
             raise cannot_write(self.folder, error) from error
@@ -66,15 +68,18 @@ class Kconfig:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def make(self, target: str, extra: Mapping[str, str] | None = None) -> list[str]:
+    def make(
+        self, target: str, extra: Mapping[str, str] | None = None, *, autoconf_aside: bool = True
+    ) -> list[str]:
         """Run a configuration target.
 
+        :param autoconf_aside: False lets kconfig write ``include/config`` and ``include/generated`` where they
+            are not there yet, as plain ``make *config`` does; otherwise the build has to run it once more.
         :returns: what it said, as lines.
         :raises UsageError: it failed.
         """
-        done = process.run(
-            self._command(target), env=self._environment(extra), check=False, timeout=_DEADLINE
-        )
+        environment = self._environment({**(self._autoconf() if autoconf_aside else {}), **(extra or {})})
+        done = process.run(self._command(target), env=environment, check=False, timeout=_DEADLINE)
         said = (done.stdout + done.stderr).splitlines()
         if done.returncode != 0:
             raise self._failure(target, done, said)
@@ -103,30 +108,46 @@ class Kconfig:
         command = self.tree.make_command(self.build_dir)
         return [*command, *self.toolchain.make_args(), *self.make_args, "-s", "--no-print-directory", target]
 
-    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        own = {"PATH": self.toolchain.search_path(), "KCONFIG_CONFIG": str(self.result.absolute())}
+        return process.child_environment({**own, **extra}, drop=MAKE_ENVIRONMENT_DROP)
+
+    def _autoconf(self) -> dict[str, str]:
         folder = self.folder.absolute()
-        own = {
-            "PATH": self.toolchain.search_path(),
-            "KCONFIG_CONFIG": str(self.result.absolute()),
+        return {
             "KCONFIG_AUTOCONFIG": f"{folder}/auto.conf",
             "KCONFIG_AUTOHEADER": f"{folder}/autoconf.h",
             "KCONFIG_RUSTCCFG": f"{folder}/rustc_cfg",
         }
-        return process.child_environment({**own, **(extra or {})}, drop=MAKE_ENVIRONMENT_DROP)
 
     def _failure(self, target: str, done: process.Finished, said: Sequence[str]) -> UsageError:
         from klto.kernel import hostdeps
 
-        lines = tuple(line for line in said if line.strip() and not re.match(r"make(\[\d+\])?: ", line))
-        missing = hostdeps.missing(hostdeps.host_dependencies(self.toolchain))
+        if any("No space left on device" in line for line in said) or self._disk_is_full():
+            return cannot_write(self.build_dir, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        lines = [line for line in said if line.strip() and not re.match(r"make(\[\d+\])?: ", line)]
+        telling = [
+            line for line in lines if re.search(r"\*\*\*|error|not found|cannot|:\d+: ", line, re.IGNORECASE)
+        ]
+        lacking = hostdeps.missing(hostdeps.host_dependencies(self.toolchain, all_options=False))
         return UsageError(
             f"the kernel's own configuration failed (make {target}: "
             f"{process.describe_status(done.returncode)}) for {self.build_dir}",
-            hostdeps.install_hint(missing)
-            if missing
+            hostdeps.install_hint(lacking)
+            if lacking
             else f"the command: {process.quote(self._command(target))}",
-            details=lines[-10:] or tuple(said[-10:]),
+            details=tuple((telling or lines or list(said))[-10:]),
         )
+
+    def _disk_is_full(self) -> bool:
+        """Whether not even a configuration would fit; dash calls that an "I/O error" (its echo)."""
+        probe = self.folder / "probe"
+        try:
+            probe.write_bytes(bytes(1 << 18))
+            probe.unlink()
+        except OSError as error:
+            return error.errno == errno.ENOSPC
+        return False
 
 
 def cannot_write(where: Path, error: OSError) -> UsageError:

@@ -159,7 +159,7 @@ def read_fragment(path: Path) -> Requests:
     """
     requests = Requests()
     for number, line in enumerate(_read(path).decode("utf-8", "replace").split("\n"), 1):
-        request = _parse_line(line.removesuffix("\r"), path, number)
+        request = _parse_line(line, path, number)
         if request is not None:
             requests = requests.merged(Requests((request,)))
     return requests

@@ -22,35 +22,61 @@ class Leftover:
     reason: str
 
 
-def find_leftovers(build_dir: Path, *, after_kill: bool) -> list[Leftover]:
-    """Targets that are newer than their ``.cmd`` file.
+#: Seconds before the kill in which every recipe that ran then began its last step. Longer only loses time.
+_WINDOW = 10.0
 
-    :param after_kill: also those whose ``.cmd`` file lacks the dependencies that fixdep writes at its end
-        (scripts/basic/fixdep.c): the kill may have come while it wrote. This reads every ``.cmd`` file.
+#: Sources that recipes without a saved command make (perlasm in arch/arm64/crypto, lib/crc32table.h and such).
+_GENERATED = (".S", ".c", ".h")
+
+
+def find_leftovers(build_dir: Path, *, in_tree: bool) -> list[Leftover]:
+    """What may be half made in a build dir whose last build was killed.
+
+    * targets newer than their ``.cmd`` file: the recipe had not ended;
+    * targets whose ``.cmd`` file lacks the dependencies that fixdep writes at its end (scripts/basic/fixdep.c);
+    * targets that were touched in the last seconds before the kill: some rules go on after the command is saved
+      (symbol versions, BTF of kernel modules), and generated sources have no saved command at all.
+
+    :param in_tree: a build in the source tree: files without a saved command are left alone, they may be sources.
     """
+    rows = [row for row in _targets(build_dir) if not _is_key(row[0])]
+    newest = max((max(made, saved or 0) for _, made, saved in rows), default=0)
     found = []
-    for folder, target, command in _saved_commands(build_dir):
-        try:
-            made = os.stat(os.path.join(folder, target)).st_mtime_ns
-            saved = os.stat(os.path.join(folder, command)).st_mtime_ns
-        except FileNotFoundError:
-            continue  # No target: make will make it.
-        path = Path(folder, target)
-        if made > saved:
+    for path, made, saved in rows:
+        command = path.with_name(f".{path.name}.cmd")
+        if saved is None:
+            if not in_tree and newest - made < _WINDOW * 1e9:
+                found.append(Leftover(path, "made just before the kill"))
+        elif made > saved:
             found.append(Leftover(path, "newer than its saved command"))
-        elif after_kill and _lacks_dependencies(Path(folder, command)):
+        elif newest - max(made, saved) < _WINDOW * 1e9:
+            found.append(Leftover(path, "made just before the kill"))
+        elif _lacks_dependencies(command):
             found.append(Leftover(path, "its saved command is cut short"))
     return found
 
 
-def _saved_commands(build_dir: Path) -> Iterator[tuple[str, str, str]]:
-    """(folder, target name, .cmd name) of every saved command below ``build_dir``."""
+def _is_key(path: Path) -> bool:
+    """certs/signing_key.pem is a target of Kbuild's and may be the user's own key (certs/Makefile)."""
+    return path.suffix in (".pem", ".x509", ".priv", ".key")
+
+
+def _targets(build_dir: Path) -> Iterator[tuple[Path, int, int | None]]:
+    """(target, its mtime_ns, its saved command's or None) of every target, and of generated sources."""
     for folder, folders, names in os.walk(build_dir):
-        if ".git" in folders:
-            folders.remove(".git")
+        folders[:] = [name for name in folders if name not in (".git", ".klto")]
+        here = set(names)
+        headers = "/include" in folder[len(str(build_dir)) :]
         for name in names:
-            if name.endswith(".cmd") and name.startswith("."):
-                yield folder, name[1:-4], name
+            command = f".{name}.cmd"
+            if command not in here and (headers or not name.endswith(_GENERATED)):
+                continue
+            try:
+                made = os.lstat(os.path.join(folder, name)).st_mtime_ns
+                saved = os.stat(os.path.join(folder, command)).st_mtime_ns if command in here else None
+            except FileNotFoundError:
+                continue
+            yield Path(folder, name), made, saved
 
 
 def _lacks_dependencies(command: Path) -> bool:

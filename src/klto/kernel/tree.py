@@ -224,6 +224,10 @@ def check_path(path: Path, what: str) -> None:
     :raises UsageError: naming the character.
     """
     real = os.path.realpath(path)
+    try:
+        real.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of the {what} is not UTF-8: {real!r}", "rename it") from None
     refused = _REFUSED if what == "kernel tree" else _REFUSED | _REFUSED_IN_BUILD_DIR
     bad = next((c for c in real if c in refused or ord(c) < 0x20 or ord(c) == 0x7F), None)
     if bad is None:

@@ -44,7 +44,16 @@ class CachedLink:
             return self
         try:
             self._prepare()
-        except (Uncacheable, MalformedObject, OSError) as problem:
+        except (
+            Uncacheable,
+            MalformedObject,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+        ) as problem:
+            # Whatever is wrong with the cache's own files too: a link never fails because of them.
             self._leave()
             note(f"{self._request.output} is linked without the cache: {problem}")
         return self

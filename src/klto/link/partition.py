@@ -79,7 +79,10 @@ def linker_digest(linker: str, memo: str) -> str:
     if kind_of(path) != "elf":
         raise Uncacheable(f"{linker} is no program but a script: what it runs cannot be told")
     known = _read_memo(memo)
-    digest_known, identities_known = known.get(path, ("", {}))
+    # Other libraries, other code: LLVM itself is one of them.
+    loader = f"{os.environ.get('LD_LIBRARY_PATH', '')}\0{os.environ.get('LD_PRELOAD', '')}"
+    name = f"{path}\0{loader}"
+    digest_known, identities_known = known.get(name, ("", {}))
     if identities_known and all(_identity(file) == identity for file, identity in identities_known.items()):
         return digest_known
     files = [path, *_libraries(path)]
@@ -88,7 +91,7 @@ def linker_digest(linker: str, memo: str) -> str:
     for file in files:
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    known[path] = (digest.hexdigest(), identities)
+    known[name] = (digest.hexdigest(), identities)
     aside = f"{memo}.{os.getpid()}"
     with open(aside, "w", encoding="utf-8") as out:
         json.dump(known, out)

@@ -61,19 +61,22 @@ def verify(root: str, note: Callable[[str], None]) -> tuple[int, int]:
     adopt_abandoned(root, note)
     looked = dropped = 0
     for partition in partitions(root):
-        known = partition.entries()
-        good: list[Entry] = []
-        for key, _ in list(_objects(partition)):
-            looked += 1
-            fresh = partition.hashed(key)
-            entry = known.get(key)
-            if fresh is not None and entry is not None and fresh.sha256 == entry.sha256:
-                good.append(fresh)
-            else:
-                dropped += 1
-                partition.drop(key)
-                note(f"dropped {partition.path(key)}: it is not what was stored")
-        partition.rewrite(good)
+        with partition.locked():
+            known = partition.entries()
+            good: list[Entry] = []
+            for key, _ in list(_objects(partition)):
+                entry, fresh = known.get(key), partition.hashed(key)
+                if entry is None:
+                    partition.drop(key)  # Its link was killed before it had said what it is.
+                    continue
+                looked += 1
+                if fresh is not None and fresh.sha256 == entry.sha256:
+                    good.append(fresh)
+                else:
+                    dropped += 1
+                    partition.drop(key)
+                    note(f"dropped {partition.path(key)}: it is not what was stored")
+            partition.rewrite(good)
     return looked, dropped
 
 
@@ -98,8 +101,9 @@ def prune(root: str, limit: int = DEFAULT_LIMIT) -> tuple[int, int]:
             removed += 1
             freed += size
     for partition in partitions(root):
-        left = {key for key, _ in _objects(partition)}
-        entries = partition.entries()
-        if len(left & entries.keys()) < len(entries):
-            partition.rewrite([entry for key, entry in entries.items() if key in left])
+        with partition.locked():
+            left = {key for key, _ in _objects(partition)}
+            entries = partition.entries()
+            if len(left & entries.keys()) < len(entries):
+                partition.rewrite([entry for key, entry in entries.items() if key in left])
     return removed, freed

@@ -73,15 +73,28 @@ def _run_cached(
     """The link with the cache; None when it failed for the cache's sake and is to be done without."""
     with CachedLink(root, linker, arguments, request) as cached:
         result = _run([linker, *cached.arguments, *parallel], request, inputs, jobs, cached.view)
-        if result.returncode > 0 and cached.view is not None and _is_full(root):
+        failed = result.returncode > 0 or result.returncode == -signal.SIGABRT
+        if failed and cached.view is not None and _is_full(root):
             note(f"no space for the link cache in {root}: {request.output} is linked again without it")
             return None
     return result
 
 
 def _is_full(folder: str) -> bool:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < _LEAST_FREE or (status.f_files > 0 and status.f_favail == 0)
+    """Whether the cache cannot take a module's object: no space, no quota, read-only. Found by trying."""
+    trial = os.path.join(folder, f"trial-{os.getpid()}")
+    try:
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True
+    try:
+        os.posix_fallocate(descriptor, 0, _LEAST_FREE)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+        os.unlink(trial)
+    return False
 
 
 def _run(
@@ -135,7 +148,8 @@ def _forward_signals(pid: int) -> list[int]:
             return  # It has just ended by itself.
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, forward)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, forward)
     return came
 
 

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Partition:
                             size, *status = int(fields[1]), *map(int, fields[3:])
                         except ValueError:
                             continue
+                        found.pop(fields[0], None)  # Its place is that of its last line.
                         found[fields[0]] = Entry(
                             fields[0], size, fields[2], (status[0], status[1], status[2])
                         )
@@ -94,11 +96,23 @@ class Partition:
             return True
         return status.st_size == entry.size and _sha256(self.path(entry.key)) == entry.sha256
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes the partition meanwhile."""
+        os.makedirs(self.folder, exist_ok=True)
+        descriptor = os.open(
+            os.path.join(self.folder, "index.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def append(self, entries: list[Entry]) -> None:
-        """Add lines to the index."""
+        """Add lines to the index; with the partition locked."""
         if entries:
             with open(self._index, "a", encoding="ascii") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)
                 # An empty line first: the last one may be torn.
                 stream.write("\n" + "".join(entry.line() for entry in entries))
 
@@ -124,13 +138,11 @@ class Partition:
             return  # Another link was faster.
 
     def rewrite(self, entries: list[Entry]) -> None:
-        """Replace the index, when none is being appended to."""
-        with open(self._index, "a", encoding="ascii") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            aside = f"{self._index}.{os.getpid()}"
-            with open(aside, "w", encoding="ascii") as new:
-                new.write("".join(entry.line() for entry in entries))
-            os.replace(aside, self._index)
+        """Replace the index; with the partition locked."""
+        aside = f"{self._index}.{os.getpid()}"
+        with open(aside, "w", encoding="ascii") as new:
+            new.write("".join(entry.line() for entry in entries))
+        os.replace(aside, self._index)
 
 
 class View:
@@ -201,10 +213,11 @@ def _keep_within(root: str, limit: int) -> None:
 def _take_over(partition: Partition, objects: str) -> int:
     """Put what a link added into the store; how many."""
     new = []
-    for item in os.scandir(objects):
-        if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink() and item.stat().st_size:
-            new.append(partition.put(item.name[len(ENTRY_PREFIX) :], item.path))
-    partition.append(new)
+    with partition.locked():
+        for item in os.scandir(objects):
+            if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink() and item.stat().st_size:
+                new.append(partition.put(item.name[len(ENTRY_PREFIX) :], item.path))
+        partition.append(new)
     return len(new)
 
 
@@ -220,18 +233,18 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
         return
     for name in names:
         folder = os.path.join(views, name)
-        owner = _abandoned(folder)
-        if owner is None:
-            continue
-        partition, boot = owner
-        try:
-            if boot == _boot_id() and partition:
-                count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
-                if count:
-                    note(f"{count} modules that a killed link had finished are used again")
-        except OSError:
-            pass  # Half removed by its owner or another link: what is left of it is of no use.
-        shutil.rmtree(folder, ignore_errors=True)
+        with _abandoned(folder) as owner:
+            if owner is None:
+                continue
+            partition, boot = owner
+            try:
+                if boot == _boot_id() and partition.isalnum():
+                    count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
+                    if count:
+                        note(f"{count} modules that a killed link had finished are used again")
+            except OSError:
+                pass  # Half removed by its owner: what is left of it is of no use.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own(folder: str, partition: str) -> int:
@@ -242,20 +255,22 @@ def _own(folder: str, partition: str) -> int:
     return descriptor
 
 
-def _abandoned(folder: str) -> tuple[str, str] | None:
-    """(partition, boot) of a view whose owner is gone; None when it lives or has just begun."""
+@contextmanager
+def _abandoned(folder: str) -> Iterator[tuple[str, str] | None]:
+    """(partition, boot) of a view whose owner is gone, locked meanwhile; None when it lives or has just begun."""
     try:
         descriptor = os.open(os.path.join(folder, "owner"), os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return None
+        yield None
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fields = os.read(descriptor, 4096).decode("ascii", "replace").split()
+        yield (fields[0], fields[1]) if len(fields) == 2 else None
     except BlockingIOError:
-        return None
+        yield None
     finally:
         os.close(descriptor)
-    return (fields[0], fields[1]) if len(fields) == 2 else None
 
 
 def _boot_id() -> str:

@@ -5,6 +5,7 @@ rich draws the block: it knows terminals, widths and resizes, and it is kept.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -131,7 +132,10 @@ class PlainProgress:
 
     def _print(self, text: str) -> None:
         self._next = time.monotonic() + _LINE_EVERY
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            self._stream = open(os.devnull, "w")  # Nobody reads any more; the build goes on.
 
     def close(self) -> None:
         """Nothing to restore."""
