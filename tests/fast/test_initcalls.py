@@ -206,9 +206,24 @@ def test_an_entry_that_calls_something_else_is_told(tmp_path: Path) -> None:
     assert line.startswith("the entry of kmod_second__1_2_start6 calls ")
 
 
+def test_a_table_with_a_gap_is_told(tmp_path: Path) -> None:
+    path = archive(19, BITCODE, BITCODE)
+    vmlinux = link(path, 19, linker_script(read_initcalls([str(path)])))
+    data = vmlinux.read_bytes().replace(
+        b"__initcall__kmod_second__3_4_start77", b"__initcall__kmod_second__3_4-start77"
+    )
+    (tmp_path / "vmlinux").write_bytes(data)
+    with pytest.raises(
+        MalformedObject, match=r"at offset 0x[0-9a-f]+: expected an initcall's symbol at 0xffffffff81"
+    ):
+        read_tables(tmp_path / "vmlinux")
+
+
 def test_tables_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no symbol __con_initcall_start"):
         read_tables(compiled("int x;", 19, *NATIVE))
+    with pytest.raises(UsageError, match="or __con_initcall_end"):
+        read_tables(compiled("int __con_initcall_start;", 19, *NATIVE))
     run(tool("llvm-strip", 19), compiled("int x;", 19, *NATIVE), "-o", tmp_path / "stripped")
     with pytest.raises(UsageError, match="has no symbol table"):
         read_tables(tmp_path / "stripped")

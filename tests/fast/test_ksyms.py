@@ -157,7 +157,7 @@ def test_since_6_4_modules_order_lists_objects(build: Path) -> None:
     assert [m.path for m in find_modules([build])] == [path]
 
 
-def test_compressed_modules(build: Path) -> None:
+def test_compressed_modules(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = module(build, "a")
     plain = path.read_bytes()
     path.unlink()
@@ -169,6 +169,15 @@ def test_compressed_modules(build: Path) -> None:
         with pytest.raises(MalformedObject, match="cannot be unpacked"):
             find_modules([build])
         (build / f"a.ko{suffix}").unlink()
+    (build / "a.ko.gz").write_bytes(gzip.compress(plain))
+    for limit, fits in ((len(plain), True), (len(plain) - 1, False)):
+        monkeypatch.setattr("klto.kernel.ksyms._MOST_UNCOMPRESSED", limit)
+        if fits:
+            assert len(find_modules([build])) == 1
+        else:
+            with pytest.raises(MalformedObject, match=f"expected a module of at most {limit} bytes"):
+                find_modules([build])
+    (build / "a.ko.gz").unlink()
     (build / "a.ko.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     with pytest.raises(MalformedObject, match="is compressed with zstd") as caught:
         find_modules([build])

@@ -113,6 +113,7 @@ def test_any_symbols(is64: bool, order: str, symbols: list[tuple[str, int, int, 
     data = make_elf(
         is64, order, [(2, table, 2, 1, 24 if is64 else 16), (3, names, 0, 0, 0), (1, b"", 0, 0, 0)]
     )
+    assert Elf(data, "x").section_names == [""] * 4
     (found,) = Elf(data, "x").symbol_tables
     assert found.names == [name for name, *_ in rows]
     assert found.table["st_info"].tolist() == [info for _, info, *_ in rows]

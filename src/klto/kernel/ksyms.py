@@ -196,7 +196,9 @@ def _unpacked(path: Path) -> bytes:
     except OSError as error:
         raise cannot_read(path, error) from error
     if len(data) > _MOST_UNCOMPRESSED:
-        raise MalformedObject(str(path), None, f"expected a module below {_MOST_UNCOMPRESSED} bytes")
+        raise MalformedObject(
+            str(path), None, f"expected a module of at most {_MOST_UNCOMPRESSED} bytes, found more"
+        )
     return data
 
 
