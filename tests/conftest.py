@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 
 CI = bool(os.environ.get("CI"))
+
+# nohup and background jobs of a shell start us with signals ignored, and klto leaves an ignored signal alone.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(what: str) -> None:
