@@ -115,7 +115,7 @@ def _summary(record: Record, build_dir: Path) -> None:
     for link in record.links:
         if link.output == "vmlinux.o" and link.generated is not None:
             took = duration(link.wall_seconds or 0.0)
-            shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the others from the cache"
+            shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the rest from the cache"
             print(f"{'link':<10}{took}: {shares}")
     for boot in record.boots:
         for proof in boot.proofs:
