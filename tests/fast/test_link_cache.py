@@ -101,7 +101,7 @@ class Project:
         return said
 
     def entries(self) -> list[Path]:
-        return sorted(p for p in self.cache.glob("partitions/*/*") if p.name != "index")
+        return sorted(p for p in self.cache.glob("partitions/*/*") if not p.name.startswith("index"))
 
 
 @pytest.fixture(params=[14, 19, 22])
