@@ -347,7 +347,7 @@ def test_what_a_killed_link_had_finished_is_used(project: Project) -> None:
     abandoned = project.cache / "views/abandoned/objects"
     abandoned.mkdir(parents=True)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (abandoned.parent / "owner").write_text(f"{partition.name} {boot}\n")
+    (project.cache / "views/abandoned.owner").write_text(f"{partition.name} {boot}\n")
     for path in project.entries()[:2]:
         path.rename(abandoned / f"llvmcache-{path.name}")
     (partition / "index").unlink()
@@ -361,7 +361,7 @@ def test_what_was_left_before_a_restart_of_the_machine_is_not_trusted(project: P
     (partition,) = project.cache.glob("partitions/*")
     abandoned = project.cache / "views/abandoned/objects"
     abandoned.mkdir(parents=True)
-    (abandoned.parent / "owner").write_text(f"{partition.name} another-boot\n")
+    (project.cache / "views/abandoned.owner").write_text(f"{partition.name} another-boot\n")
     (abandoned / "llvmcache-0").write_text("torn")
     assert project.expect(0) == ""
     assert not abandoned.exists()

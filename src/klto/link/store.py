@@ -9,7 +9,7 @@ Layout below the cache's root::
 
     partitions/<partition>/index          one line an entry: key size sha256 inode mtime_ns ctime_ns
     partitions/<partition>/<key>          an entry, a native object
-    views/<name>/owner                    locked while the link lives; its partition and the machine's boot
+    views/<name>.owner                    locked while the link lives; its partition and the machine's boot
     views/<name>/objects/llvmcache-<key>  what LLVM sees
 """
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: The names of LLVM's cache entries (llvm/lib/LTO/LTO.cpp and llvm/lib/Support/Caching.cpp, 14 to 22).
 ENTRY_PREFIX = "llvmcache-"
+
+#: Behind a view's name: the file that says whose it is.
+_OWNER = ".owner"
 
 #: Entries that one link is offered, those used last first. A kernel has a thousand to twenty thousand modules.
 MOST_OFFERED = 20_000
@@ -159,9 +162,10 @@ class View:
 
     def __enter__(self) -> View:
         os.makedirs(self._partition.folder, exist_ok=True)
+        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
         adopt_abandoned(self._root, self._note)
-        os.makedirs(self.objects)
         self._lock = _own(self.folder, self._partition.name)
+        os.makedirs(self.objects)
         self._offer()
         return self
 
@@ -196,7 +200,7 @@ class View:
             if self.added:
                 _keep_within(self._root, DEFAULT_LIMIT)
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             os.close(self._lock)
 
 
@@ -232,7 +236,9 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
     except FileNotFoundError:
         return
     for name in names:
-        folder = os.path.join(views, name)
+        if not name.endswith(_OWNER):
+            continue
+        folder = os.path.join(views, name.removesuffix(_OWNER))
         with _abandoned(folder) as owner:
             if owner is None:
                 continue
@@ -243,30 +249,42 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
                     if count:
                         note(f"{count} modules that a killed link had finished are used again")
             except OSError:
-                pass  # Half removed by its owner: what is left of it is of no use.
-            shutil.rmtree(folder, ignore_errors=True)
+                pass  # Half made or half removed by its owner: what is left of it is of no use.
+            _remove(folder)
 
 
 def _own(folder: str, partition: str) -> int:
-    """Mark a view as this process's; the descriptor that holds the lock."""
-    descriptor = os.open(os.path.join(folder, "owner"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.write(descriptor, f"{partition} {_boot_id()}\n".encode())
-    return descriptor
+    """Claim a view before it is made; the descriptor that holds the lock."""
+    while True:
+        descriptor = os.open(folder + _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(folder + _OWNER):
+            os.write(descriptor, f"{partition} {_boot_id()}\n".encode())
+            return descriptor
+        os.close(descriptor)  # Another link took it for abandoned before it was locked.
+
+
+def _remove(folder: str) -> None:
+    """Remove a view, then its owner's file, which is locked."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.unlink(folder + _OWNER)
+    except FileNotFoundError:
+        return
 
 
 @contextmanager
 def _abandoned(folder: str) -> Iterator[tuple[str, str] | None]:
     """(partition, boot) of a view whose owner is gone, locked meanwhile; None when it lives or has just begun."""
     try:
-        descriptor = os.open(os.path.join(folder, "owner"), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(folder + _OWNER, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         yield None
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fields = os.read(descriptor, 4096).decode("ascii", "replace").split()
-        yield (fields[0], fields[1]) if len(fields) == 2 else None
+        yield (fields[0], fields[1]) if len(fields) == 2 else ("", "")
     except BlockingIOError:
         yield None
     finally:
