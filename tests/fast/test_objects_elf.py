@@ -123,6 +123,35 @@ def test_relr(target: str) -> None:
     assert sections(elf) == wanted_sections(path, 19)
 
 
+@pytest.mark.parametrize("version", LLVMS)
+def test_dynamic_symbols(version: int) -> None:
+    source = compiled(C, version, "--target=x86_64-linux-gnu", "-fPIC", "-fcommon")
+    path = linked(version, source, "-shared")
+    static, dynamic = sorted(read(path).symbol_tables, key=lambda table: -len(table))
+    wanted = sorted(name for _, name in nm(path, version, "-D"))
+    assert sorted(dynamic.names[1:]) == wanted
+    assert {"g", "undefined_object"} <= set(wanted)
+    assert "f" in static.names
+    assert "f" not in wanted
+    assert read(path).symtab is not None
+    run(tool("llvm-strip", version), path)
+    (only,) = read(path).symbol_tables
+    assert sorted(only.names[1:]) == wanted
+    assert read(path).symtab is None
+
+
+def test_a_name_stands_for_its_global_symbol() -> None:
+    texts = ("dup: twice: nop", "nop; dup: twice: nop", ".globl dup; dup: nop")
+    objects = [assembled(text, 19, "x86_64-linux-gnu") for text in texts]
+    table = read(linked(19, objects[0], "-r", *map(str, objects[1:]))).symtab
+    assert table
+    binding = dict(enumerate(table.table["st_info"] >> 4))
+    assert [binding[i] for i, name in enumerate(table.names) if name == "dup"] == [0, 0, 1]
+    assert binding[table.by_name["dup"]] == 1
+    assert table.by_name["twice"] == table.names.index("twice")
+    assert table.names.count("twice") == 2
+
+
 @pytest.mark.parametrize("target", ["x86_64-linux-gnu", "aarch64-linux-gnu", "riscv32-linux-gnu"])
 def test_crel(target: str) -> None:
     flags = (f"--target={target}", "-O1", "-g", "-ffunction-sections")
