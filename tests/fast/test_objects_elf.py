@@ -16,7 +16,7 @@ from elf_oracle import (
     wanted_sections,
     wanted_symbols,
 )
-from objects_helpers import LLVMS, assembled, compiled, nm, run, scratch, tool
+from objects_helpers import LLVMS, assembled, braces, compiled, nm, number, run, scratch, tool
 
 from klto.objects.elf import SHF_COMPRESSED, Elf
 from klto.objects.elf_sections import section_names
@@ -187,6 +187,40 @@ def test_notes(version: int) -> None:
     assert {(n.name, n.n_type, bytes(n.desc)) for n in from_segments} == {
         (n.name, n.n_type, bytes(n.desc)) for n in read(path).notes()
     }
+
+
+@pytest.mark.parametrize(
+    "target", ["x86_64-linux-gnu", "i386-linux-gnu", "aarch64_be-linux-gnu", "armeb-linux-gnueabi"]
+)
+def test_segments(target: str) -> None:
+    path = linked(19, compiled("int _start = 3; const int c = 4;", 19, f"--target={target}"), "-z", "now")
+    keys = (
+        "Type",
+        "Offset",
+        "VirtualAddress",
+        "PhysicalAddress",
+        "FileSize",
+        "MemSize",
+        "Flags",
+        "Alignment",
+    )
+    fields = ("type", "offset", "vaddr", "paddr", "filesz", "memsz", "flags", "align")
+    groups = braces(run(tool("llvm-readobj", 19), "--program-headers", path), "ProgramHeader")
+    wanted = [tuple(number(group[key]) for key in keys) for group in groups]
+    segments = read(path).segments
+    assert [tuple(int(row[f"p_{field}"]) for field in fields) for row in segments] == wanted
+    assert len(wanted) > 2
+
+
+def test_more_segments_than_the_header_can_count() -> None:
+    """PN_XNUM: section 0's sh_info has the number ("ELF Header", e_phnum)."""
+    path = linked(19, compiled("int _start = 3;", 19, "--target=x86_64-linux-gnu"), "-z", "now")
+    data = bytearray(path.read_bytes())
+    count = struct.unpack_from("<H", data, 56)[0]
+    struct.pack_into("<H", data, 56, 0xFFFF)
+    struct.pack_into("<I", data, struct.unpack_from("<Q", data, 40)[0] + 44, count)
+    assert Elf(bytes(data), "x").segments.tolist() == read(path).segments.tolist()
+    assert len(read(path).segments) == count > 2
 
 
 def test_compressed_sections_stay_compressed() -> None:
