@@ -16,7 +16,7 @@ from elf_oracle import (
     wanted_sections,
     wanted_symbols,
 )
-from objects_helpers import LLVMS, assembled, compiled, nm, run, scratch, tool
+from objects_helpers import LLVMS, assembled, braces, compiled, nm, number, run, scratch, tool
 
 from klto.objects.elf import SHF_COMPRESSED, Elf
 from klto.objects.elf_sections import section_names
@@ -123,6 +123,35 @@ def test_relr(target: str) -> None:
     assert sections(elf) == wanted_sections(path, 19)
 
 
+@pytest.mark.parametrize("version", LLVMS)
+def test_dynamic_symbols(version: int) -> None:
+    source = compiled(C, version, "--target=x86_64-linux-gnu", "-fPIC", "-fcommon")
+    path = linked(version, source, "-shared")
+    static, dynamic = sorted(read(path).symbol_tables, key=lambda table: -len(table))
+    wanted = sorted(name for _, name in nm(path, version, "-D"))
+    assert sorted(dynamic.names[1:]) == wanted
+    assert {"g", "undefined_object"} <= set(wanted)
+    assert "f" in static.names
+    assert "f" not in wanted
+    assert read(path).symtab is not None
+    run(tool("llvm-strip", version), path)
+    (only,) = read(path).symbol_tables
+    assert sorted(only.names[1:]) == wanted
+    assert read(path).symtab is None
+
+
+def test_a_name_stands_for_its_global_symbol() -> None:
+    texts = ("dup: twice: nop", "nop; dup: twice: nop", ".globl dup; dup: nop")
+    objects = [assembled(text, 19, "x86_64-linux-gnu") for text in texts]
+    table = read(linked(19, objects[0], "-r", *map(str, objects[1:]))).symtab
+    assert table
+    binding = dict(enumerate(table.table["st_info"] >> 4))
+    assert [binding[i] for i, name in enumerate(table.names) if name == "dup"] == [0, 0, 1]
+    assert binding[table.by_name["dup"]] == 1
+    assert table.by_name["twice"] == table.names.index("twice")
+    assert table.names.count("twice") == 2
+
+
 @pytest.mark.parametrize("target", ["x86_64-linux-gnu", "aarch64-linux-gnu", "riscv32-linux-gnu"])
 def test_crel(target: str) -> None:
     flags = (f"--target={target}", "-O1", "-g", "-ffunction-sections")
@@ -158,6 +187,40 @@ def test_notes(version: int) -> None:
     assert {(n.name, n.n_type, bytes(n.desc)) for n in from_segments} == {
         (n.name, n.n_type, bytes(n.desc)) for n in read(path).notes()
     }
+
+
+@pytest.mark.parametrize(
+    "target", ["x86_64-linux-gnu", "i386-linux-gnu", "aarch64_be-linux-gnu", "armeb-linux-gnueabi"]
+)
+def test_segments(target: str) -> None:
+    path = linked(19, compiled("int _start = 3; const int c = 4;", 19, f"--target={target}"), "-z", "now")
+    keys = (
+        "Type",
+        "Offset",
+        "VirtualAddress",
+        "PhysicalAddress",
+        "FileSize",
+        "MemSize",
+        "Flags",
+        "Alignment",
+    )
+    fields = ("type", "offset", "vaddr", "paddr", "filesz", "memsz", "flags", "align")
+    groups = braces(run(tool("llvm-readobj", 19), "--program-headers", path), "ProgramHeader")
+    wanted = [tuple(number(group[key]) for key in keys) for group in groups]
+    segments = read(path).segments
+    assert [tuple(int(row[f"p_{field}"]) for field in fields) for row in segments] == wanted
+    assert len(wanted) > 2
+
+
+def test_more_segments_than_the_header_can_count() -> None:
+    """PN_XNUM: section 0's sh_info has the number ("ELF Header", e_phnum)."""
+    path = linked(19, compiled("int _start = 3;", 19, "--target=x86_64-linux-gnu"), "-z", "now")
+    data = bytearray(path.read_bytes())
+    count = struct.unpack_from("<H", data, 56)[0]
+    struct.pack_into("<H", data, 56, 0xFFFF)
+    struct.pack_into("<I", data, struct.unpack_from("<Q", data, 40)[0] + 44, count)
+    assert Elf(bytes(data), "x").segments.tolist() == read(path).segments.tolist()
+    assert len(read(path).segments) == count > 2
 
 
 def test_compressed_sections_stay_compressed() -> None:

@@ -33,13 +33,11 @@ Table = npt.NDArray[np.void]
 # "Section Types, sh_type".
 SHT_PROGBITS = 1
 SHT_SYMTAB = 2
-SHT_STRTAB = 3
 SHT_RELA = 4
 SHT_NOTE = 7
 SHT_NOBITS = 8
 SHT_REL = 9
 SHT_DYNSYM = 11
-SHT_GROUP = 17
 SHT_SYMTAB_SHNDX = 18
 SHT_RELR = 19
 #: gABI's proposal for compact relocations, as llvm/include/llvm/BinaryFormat/ELF.h numbers it.
