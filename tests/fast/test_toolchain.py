@@ -12,7 +12,8 @@ import pytest
 
 from klto.errors import UsageError
 from klto.kernel import toolchain as toolchain_module
-from klto.kernel.toolchain import TOOLS, candidates, find_toolchain, made_with
+from klto.kernel.toolchain import TOOLS, candidates, find_toolchain
+from klto.kernel.toolchain_made import made_with
 from klto.kernel.toolchain_probe import AnswerCache
 from klto.kernel.tree import KernelTree
 from tests.conftest import missing

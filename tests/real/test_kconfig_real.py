@@ -191,6 +191,8 @@ def refusal(place: Place) -> list[str]:
             "CONFIG_MMU=n",
             "CONFIG_NR_CPUS_DEFAULT=7",
             "CONFIG_SMP=5",
+            "CONFIG_HZ_100=y",
+            "CONFIG_HZ_300=y",
         ),
     )
     assert place.snapshot() == before
@@ -199,7 +201,7 @@ def refusal(place: Place) -> list[str]:
 
 REFUSED = {
     "CONFIG_LTO_CLANG_THIN=y (--lto thin)": (
-        "n: it needs HAS_LTO_CLANG, which needs !GCOV_KERNEL, but GCOV_KERNEL=y (-K) (10 more above)"
+        "n: it needs HAS_LTO_CLANG, which needs !GCOV_KERNEL, but GCOV_KERNEL=y (-K) (11 more above)"
     ),
     "CONFIG_SMPP=y (-K)": (
         "not there: it is no option of this tree and architecture (did you mean CONFIG_SMP?)"
@@ -218,6 +220,7 @@ REFUSED = {
     "CONFIG_MMU=n (-K)": "y: it has no prompt: kconfig makes it y by default",
     "CONFIG_NR_CPUS_DEFAULT=7 (-K)": "it has no prompt: kconfig computes it",
     "CONFIG_SMP=5 (-K)": "n: it is bool (ask for y or n)",
+    "CONFIG_HZ_100=y (-K)": "n: it is one of the choice 'Timer frequency', and HZ_300=y (-K)",
 }
 
 
