@@ -5,6 +5,7 @@
 # make fuzz       damaged objects against the readers: INPUTS=2000000 of them, or as many as are said
 # make soak       what takes hours: more kernels, more faults
 .PHONY: help demo setup lint test test-fast test-real bench fuzz soak
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 python := .venv/bin/python
 
@@ -23,13 +24,13 @@ lint: setup
 	$(python) -m mypy
 
 test-fast: lint
-	$(python) -m pytest tests/fast
+	$(python) -m pytest -n auto --dist worksteal tests/fast
 
 test-real: setup
 	$(python) -m pytest tests/real
 
-test: lint
-	$(python) -m pytest tests
+# Real kernels take both processors for themselves, so their tests do not run side by side.
+test: test-fast test-real
 
 bench: setup
 	$(python) -m bench
