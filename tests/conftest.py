@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 CI = bool(os.environ.get("CI"))
+
+# Examples that run other programs take as long as the machine lets them.
+hypothesis.settings.register_profile(
+    "klto", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=CI
+)
+hypothesis.settings.load_profile("klto")
 
 # nohup and background jobs of a shell start us with signals ignored, and klto leaves an ignored signal alone.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
