@@ -176,6 +176,31 @@ class Artifact(_Value, frozen=True):
     sha256: str
 
 
+class SectionSize(_Value, frozen=True):
+    """Sections of one name in vmlinux. ``kind``: text, data, bss, or other for what is not loaded."""
+
+    name: str
+    bytes: int
+    kind: str
+
+
+class ObjectSize(_Value, frozen=True):
+    """Bytes of vmlinux's symbols that came from one object. ``path`` is relative to the build dir; names in
+    parentheses stand for what no object or more than one defines."""
+
+    path: str
+    text: int = 0
+    data: int = 0
+    bss: int = 0
+
+
+class ImageSizes(_Value, frozen=True):
+    """What vmlinux is made of. ``objects`` is empty where the link's inputs could not be read."""
+
+    sections: list[SectionSize]
+    objects: list[ObjectSize] = []
+
+
 class Record(_Value, frozen=True):
     """A run of ``klto build``. ``status``: running, done, failed or interrupted. Times in seconds."""
 
@@ -205,6 +230,7 @@ class Record(_Value, frozen=True):
     findings: list[dict[str, Any]] = []
     boots: list[Boot] = []
     artifacts: list[Artifact] = []
+    sizes: ImageSizes | None = None
     log: str | None = None
 
 
