@@ -7,6 +7,7 @@ Schema (:func:`record_schema`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from klto.events import (
     StageFinished,
     StageStarted,
     Step,
+    Tick,
 )
 from klto.files import write_whole
 
 SCHEMA = "klto/record/1"
+
+#: Memory samples kept of a run: as many as a screen has columns, in a record of some tens of kilobytes.
+MOST_SAMPLES = 400
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +110,8 @@ class Module(_Value, frozen=True):
     bytes_in: int
     bytes_out: int | None
     cached: bool
+    #: Seconds since the epoch at which its backend began; None where that was not measured.
+    start: float | None = None
 
 
 class Link(_Value, frozen=True):
@@ -127,6 +134,14 @@ class Link(_Value, frozen=True):
     peak_bytes: int | None = None
     generated: int | None = None
     modules: list[Module] = []
+
+
+class MemorySample(_Value, frozen=True):
+    """Resident bytes of the largest process of the build at a moment, and its name."""
+
+    time: float
+    bytes: int
+    process: str | None = None
 
 
 class Verification(_Value, frozen=True):
@@ -223,6 +238,8 @@ class Record(_Value, frozen=True):
     compiled_twice: list[str] = []
     linked_twice: list[str] = []
     links: list[Link] = []
+    #: At most :data:`MOST_SAMPLES`; of neighbours that were put together, the larger.
+    memory: list[MemorySample] = []
     removed: list[str] = []
     notes: list[str] = []
     verification: Verification | None = None
@@ -260,6 +277,30 @@ def encode_record(record: Record) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
+class _MemoryCurve:
+    """Samples over a run of any length: when there are too many, two neighbours become one."""
+
+    def __init__(self) -> None:
+        self.samples: list[MemorySample] = []
+        self._every, self._waiting = 1, list[MemorySample]()
+
+    def add(self, sample: MemorySample) -> None:
+        """One more; a peak is never lost."""
+        self._waiting.append(sample)
+        if len(self._waiting) < self._every:
+            return
+        self.samples.append(_largest(self._waiting))
+        self._waiting.clear()
+        if len(self.samples) >= MOST_SAMPLES:
+            pairs = zip(self.samples[::2], self.samples[1::2], strict=True)
+            self.samples = [_largest(pair) for pair in pairs]
+            self._every *= 2
+
+
+def _largest(samples: Iterable[MemorySample]) -> MemorySample:
+    return max(samples, key=lambda sample: sample.bytes)
+
+
 class RecordKeeper:
     """Follows the events of a run and keeps its record up to date on disk."""
 
@@ -267,6 +308,7 @@ class RecordKeeper:
         self.path = path
         self.record = record
         self._compiled: set[str] = set()
+        self._memory = _MemoryCurve()
         self.save()
 
     def update(self, **fields: object) -> None:
@@ -275,6 +317,7 @@ class RecordKeeper:
 
     def save(self) -> None:
         """Write the record now."""
+        self.update(memory=list(self._memory.samples))
         write_whole(self.path, encode_record(self.record), durable=True)
 
     def __call__(self, event: Event) -> None:
@@ -291,6 +334,8 @@ class RecordKeeper:
                 self.save()
             case Step(verb="CC" | "AS"):
                 self._compile(event.target)
+            case Tick():
+                self._memory.add(MemorySample(time=event.time, bytes=event.resident_bytes, process=event.process))
             case LinkStarted():
                 if any(link.output == event.output for link in self.record.links):
                     self.update(linked_twice=[*self.record.linked_twice, event.output])

@@ -278,6 +278,8 @@ class _Run:
         verification = verify_build(build_dir, config.lto, links, with_modules=with_modules)
         made = artifacts(build_dir, build_dir / IMAGES[self.plan.tree.arch], with_modules=with_modules)
         self.keeper.update(verification=verification, artifacts=made)
+        if not verification.problems:
+            self._sizes(made)
         order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])
         self.keeper.update(initcalls=order)
         verification = msgspec.structs.replace(verification, problems=[*verification.problems, *wrong])
@@ -290,6 +292,16 @@ class _Run:
                 f"log: {self.folder.log}",
                 tuple(verification.problems[1:]),
             )
+
+    def _sizes(self, made: list[Artifact]) -> None:
+        """What vmlinux is made of, for klto report and klto compare."""
+        from klto.report.side import measure  # Late: it needs numpy.
+
+        before = self.before
+        if before and before.sizes and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts):
+            self.keeper.update(sizes=before.sizes)
+        else:
+            self.keeper.update(sizes=measure(self.plan.build_dir))
 
     def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
         """The order of initcalls that the objects have, and what is different in vmlinux."""

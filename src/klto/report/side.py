@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.kernel.tree import KernelTree, default_build_dir, is_kernel_tree
 from klto.link.saved import link_inputs
 from klto.objects.kind import kind_of
 from klto.record import ImageSizes, ObjectSize, Record, read_record
@@ -53,13 +54,7 @@ class Side:
         """Sections and objects: from the image, or as the record has them when that is gone."""
         if self.record is not None and self.record.sizes is not None:
             return self.record.sizes
-        image = self.image
-        if image is None:
-            return None
-        objects: list[ObjectSize] = []
-        if self.definitions is not None and image.elf.symtab is not None:
-            objects = object_sizes(image, self.definitions)
-        return ImageSizes(sections=image.sections, objects=objects)
+        return _sizes(self.image, self.definitions) if self.image is not None else None
 
     @property
     def arch(self) -> str | None:
@@ -82,6 +77,22 @@ class Side:
         return tree if tree is not None and tree.is_dir() else None
 
 
+def _sizes(image: Image, definitions: Definitions | None) -> ImageSizes:
+    objects: list[ObjectSize] = []
+    if definitions is not None and image.elf.symtab is not None:
+        objects = object_sizes(image, definitions)
+    return ImageSizes(sections=image.sections, objects=objects)
+
+
+def measure(build_dir: Path) -> ImageSizes | None:
+    """What the build dir's vmlinux is made of, None when it is not there.
+
+    :raises MalformedObject: when it is broken.
+    """
+    path = build_dir / "vmlinux"
+    return Side(os.fspath(build_dir), None, build_dir, path).sizes if path.is_file() else None
+
+
 def open_side(path: Path) -> Side:
     """Open a build dir, a record or an image.
 
@@ -99,6 +110,23 @@ def open_side(path: Path) -> Side:
     if kind_of(path) == "elf":
         return Side(label, None, None, path)
     return _of_record(label, path, _home_of(path))
+
+
+def find_build_dir(tree: Path, build_dir: Path | None, arch: str | None) -> Path:
+    """The build dir that ``-C``, ``-b`` and ``-a`` mean: of several with a record the one built last.
+
+    :raises UsageError: when none has been built.
+    """
+    if build_dir is not None:
+        return build_dir
+    candidates = [tree]
+    if is_kernel_tree(tree):
+        opened = KernelTree.open(tree, arch)
+        candidates += [default_build_dir(opened, lto) for lto in ("thin", "full", "none", "keep")]
+    built = [folder for folder in candidates if (folder / _RECORD).is_file()]
+    if not built:
+        raise UsageError(f"nothing built by klto in {tree}", "name a build dir: -b DIR")
+    return max(built, key=lambda folder: (folder / _RECORD).stat().st_mtime)
 
 
 def open_record(path: Path) -> Side:
@@ -131,9 +159,9 @@ def _of_record(label: str, path: Path, home: Path | None) -> Side:
     if artifact is None:
         side.notes.append("its run made no vmlinux: sizes not known")
     elif vmlinux is None or not vmlinux.is_file():
-        side.notes.append("its vmlinux is gone: symbols not compared")
+        side.notes.append("its vmlinux is gone: symbols not known")
     elif not _is_the_one(vmlinux, artifact.bytes, artifact.sha256):
-        side.notes.append("its vmlinux has been built anew since: symbols not compared")
+        side.notes.append("its vmlinux has been built anew since: symbols not known")
     else:
         side.image_path = vmlinux
     return side
