@@ -335,7 +335,9 @@ class RecordKeeper:
             case Step(verb="CC" | "AS"):
                 self._compile(event.target)
             case Tick():
-                self._memory.add(MemorySample(time=event.time, bytes=event.resident_bytes, process=event.process))
+                self._memory.add(
+                    MemorySample(time=event.time, bytes=event.resident_bytes, process=event.process)
+                )
             case LinkStarted():
                 if any(link.output == event.output for link in self.record.links):
                     self.update(linked_twice=[*self.record.linked_twice, event.output])

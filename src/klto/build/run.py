@@ -114,8 +114,20 @@ class _Run:
             self.keeper(RunFinished(status="failed", exit_status=2, message=str(error)))
             raise
         finally:
+            self._remember()
             self.journal.close()
         return self.keeper.record
+
+    def _remember(self) -> None:
+        """Put a summary of the run into the history, for ``klto history`` and ``klto plan``."""
+        from klto.report.history import append, summarise
+
+        try:
+            append(summarise(self.keeper.record, self.plan.build_dir))
+        except KltoError as error:
+            # The kernel is what was asked for; its place in the history is not worth failing for.
+            self.keeper(Note(text=f"not in the history: {error.message}", level="warning"))
+            self.keeper.save()
 
     def emit(self, event: Event) -> None:
         """Hand an event to the journal, the record and the observers."""

@@ -24,8 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="markdown: for a mailing list, 75 columns wide",
     )
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="rows of a table (default 10; 0: all)")
-    parser.add_argument("--no-imports", action="store_true", help="do not ask the linker what ThinLTO imports")
+    parser.add_argument(
+        "--top", type=int, default=10, metavar="N", help="rows of a table (default 10; 0: all)"
+    )
+    parser.add_argument(
+        "--no-imports", action="store_true", help="do not ask the linker what ThinLTO imports"
+    )
     add_output_options(parser)
 
 

@@ -72,7 +72,7 @@ def read_imports(build_dir: Path, linker: str) -> list[Import]:
         listing.write_text("\n".join(f'"{path}"' for path in members))
         argv = [
             linker,
-            *_options(command[1:]),
+            *link_options(command[1:]),
             *("-o", f"{folder}/vmlinux.o", "--whole-archive", f"@{listing}", "--no-whole-archive"),
             *("--thinlto-index-only", f"--thinlto-prefix-replace={root};{folder}"),
         ]
@@ -89,7 +89,7 @@ def read_imports(build_dir: Path, linker: str) -> list[Import]:
     return [Import(*edge, count, sizes[edge]) for edge, count in counts.most_common()]
 
 
-def _options(words: list[str]) -> list[str]:
+def link_options(words: list[str]) -> list[str]:
     """The saved link's options without its inputs, output and script."""
     kept: list[str] = []
     rest = iter(words)

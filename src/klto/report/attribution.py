@@ -14,8 +14,8 @@ from pathlib import Path
 from klto.objects import parse_object
 from klto.objects.archive import leaves, read_archive
 from klto.objects.errors import MalformedObject
-from klto.report.image import Image, Symbol, origin_of
 from klto.record import ObjectSize
+from klto.report.image import Image, Symbol, origin_of
 
 #: What klto names the part that no object defines: kallsyms, linker script symbols, linker-made thunks.
 GENERATED = "(generated)"

@@ -20,7 +20,10 @@ VMLINUX_O = "vmlinux.o"
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of all sides. ``unit``: bytes, seconds or count; None: not measured."""
+    """One figure of all sides; None: not measured.
+
+    :ivar unit: bytes (of files and sections), memory (bytes too), seconds or count.
+    """
 
     name: str
     unit: str
@@ -86,7 +89,8 @@ def compare(sides: list[Side], *, with_imports: bool = True) -> Comparison:
 def _pair(first: Side, second: Side) -> Pair:
     symbols = None
     if _has_symbols(first.image) and _has_symbols(second.image):
-        assert first.image is not None and second.image is not None
+        assert first.image is not None
+        assert second.image is not None
         began = first.record.started if first.record else 0.0
         trees = Trees(first.source_tree, second.source_tree, began)
         symbols = diff_symbols(first.image, second.image, first.definitions, second.definitions, trees)
@@ -116,15 +120,17 @@ def _figures(sides: list[Side], with_imports: bool) -> Iterable[Row]:
     yield row("objects compiled", "count", lambda s: s.record.objects_compiled if s.record else None)
     yield row("link", "seconds", _of_link(lambda link: link.wall_seconds))
     yield row("  CPU", "seconds", _of_link(lambda link: link.cpu_seconds))
-    yield row("  peak memory", "bytes", _of_link(lambda link: link.peak_bytes))
+    yield row("  peak memory", "memory", _of_link(lambda link: link.peak_bytes))
     yield row("  bitcode modules", "count", _of_link(lambda link: link.bitcode_inputs))
     yield row("  generated anew", "count", _of_link(lambda link: link.generated))
     yield row("  from the cache", "count", _of_link(_cached))
     if with_imports:
         yield row("  functions imported", "count", functions_imported)
     yield row("objtool and after", "seconds", lambda s: _stage_seconds(s.record, "finish"))
-    yield row("largest process", "bytes", lambda s: _peak(s.record))
-    yield row("boot", "seconds", lambda s: s.record.boots[-1].seconds if s.record and s.record.boots else None)
+    yield row("largest process", "memory", lambda s: _peak(s.record))
+    yield row(
+        "boot", "seconds", lambda s: s.record.boots[-1].seconds if s.record and s.record.boots else None
+    )
     yield row("findings", "count", lambda s: len(s.record.findings) if s.record else None)
 
 
@@ -212,7 +218,9 @@ def largest_delta(row: Row) -> float:
 
 
 def _directories(sides: list[Side]) -> list[Row]:
-    tables = [directory_sizes(side.sizes.objects) if side.sizes and side.sizes.objects else None for side in sides]
+    tables = [
+        directory_sizes(side.sizes.objects) if side.sizes and side.sizes.objects else None for side in sides
+    ]
     return _rows(tables)
 
 

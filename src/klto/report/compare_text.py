@@ -17,6 +17,9 @@ TEXT_WIDTH = 100
 
 SCHEMA = "klto/compare/1"
 
+#: The sides' names in tables.
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 _GROUPS = (
     ("grown", (Change.GROWN,)),
     ("new", (Change.NEW,)),
@@ -67,9 +70,7 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
         "first": pair.first.label,
         "second": pair.second.label,
         "symbols": symbols,
-        "findings": [
-            {"rule": f.rule, "message": f.message, "appeared": f.appeared} for f in pair.findings
-        ],
+        "findings": [{"rule": f.rule, "message": f.message, "appeared": f.appeared} for f in pair.findings],
     }
 
 
@@ -77,17 +78,26 @@ def value_text(value: float | None, unit: str) -> str:
     """``4.2 MiB``, ``1:03``, ``924``, or ``-`` when it was not measured."""
     if value is None:
         return "-"
-    return size(value) if unit == "bytes" else duration(value) if unit == "seconds" else f"{value:.0f}"
+    return (
+        size(value)
+        if unit in ("bytes", "memory")
+        else duration(value)
+        if unit == "seconds"
+        else f"{value:.0f}"
+    )
 
 
-def delta_text(first: float | None, value: float | None, unit: str) -> str:
-    """The change against the first: bytes exactly, others as a percentage."""
+def delta_text(first: float | None, value: float | None, unit: str, *, exact: bool = True) -> str:
+    """The change against the first: sizes in bytes (``exact``) with a percentage, counts as they are, times and
+    memory as a percentage."""
     if first is None or value is None:
         return ""
-    if unit == "bytes":
+    if unit == "bytes" and (exact or not first):
         percent = f" {100 * (value - first) / first:+.1f}%" if first else ""
         return f"{value - first:+.0f}{percent}"
-    return f"{100 * (value - first) / first:+.0f}%" if first else f"{value - first:+.0f}"
+    if unit == "count" or not first:
+        return f"{value - first:+.0f}"
+    return f"{100 * (value - first) / first:+.1f}%"
 
 
 def lines(found: Comparison, *, markdown: bool, top: int) -> Iterator[str]:
@@ -99,10 +109,14 @@ def lines(found: Comparison, *, markdown: bool, top: int) -> Iterator[str]:
     width = MAIL_WIDTH if markdown else TEXT_WIDTH
     names = _short_names([side.label for side in found.sides])
     for index, (side, name) in enumerate(zip(found.sides, names, strict=True)):
-        what = ", ".join(filter(None, (side.arch, f"{side.lto} LTO" if side.lto != "?" else None)))
+        what = ", ".join(
+            filter(None, (side.arch, {"?": None, "none": "no LTO"}.get(side.lto, f"{side.lto} LTO")))
+        )
         toolchain = side.record.toolchain if side.record is not None else None
         clang = toolchain.clang_version if toolchain is not None else ""
-        yield from _wrapped(f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index % 26]} = {name}: {what}. {clang}".rstrip(), width)
+        yield from _wrapped(
+            f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index % 26]} = {name}: {what}. {clang}".rstrip(), width
+        )
         for note in side.notes:
             yield from _wrapped(f"    note: {note}", width)
     out = _Tables(markdown, width, len(found.sides))
@@ -121,9 +135,11 @@ def _short_names(labels: Sequence[str]) -> list[str]:
     """Labels without the folders that all have."""
     if len(labels) < 2 or len(set(labels)) < len(labels):
         return list(labels)
-    prefix = os.path.commonprefix([os.path.dirname(os.path.abspath(label)) + "/" for label in labels])
-    prefix = prefix[: prefix.rfind("/") + 1]
-    return [os.path.abspath(label)[len(prefix) :] or label for label in labels]
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(label)) for label in labels])
+    if common == "/":
+        return list(labels)
+    short = [os.path.relpath(os.path.abspath(label), common) for label in labels]
+    return [min(pair, key=len) for pair in zip(labels, short, strict=True)]
 
 
 def _wrapped(line: str, width: int) -> Iterator[str]:
@@ -132,14 +148,15 @@ def _wrapped(line: str, width: int) -> Iterator[str]:
     yield from textwrap.wrap(line, width, subsequent_indent="      ", break_long_words=True) or [""]
 
 
-def _pair_lines(pair: Pair, title: str, out: _Tables, top: int) -> Iterator[str]:
+def _pair_lines(pair: Pair, letter: str, out: _Tables, top: int) -> Iterator[str]:
+    title = f"A -> {letter}"
     if pair.symbols is not None:
         yield from out.heading(f"Symbols, {title}")
         yield from out.plain(symbol_totals(pair.symbols))
         for name, kinds in _GROUPS:
             of_kind = [c for c in pair.symbols.changes if c.change in kinds]
             if of_kind:
-                yield from out.symbols(f"{name}: {len(of_kind)}", of_kind[: top or None])
+                yield from out.symbols(f"{name}: {len(of_kind)}", letter, of_kind[: top or None])
     if pair.findings:
         yield from out.heading(f"Findings, {title}")
         for finding in pair.findings:
@@ -151,10 +168,10 @@ def symbol_totals(diff: SymbolDiff) -> list[str]:
     """Two lines as scripts/bloat-o-meter prints them, with names matched to their origin."""
     added, removed = diff.count(Change.NEW), diff.count(*LOST)
     grown, shrunk = diff.count(Change.GROWN), diff.count(Change.SHRUNK)
+    up, down = diff.up, diff.down
     percent = 100 * (diff.after - diff.before) / diff.before if diff.before else 0.0
     return [
-        f"add/remove: {added}/{removed} grow/shrink: {grown}/{shrunk} "
-        f"up/down: {diff.up}/{diff.down} ({diff.up + diff.down})",
+        f"add/remove: {added}/{removed} grow/shrink: {grown}/{shrunk} up/down: {up}/{down} ({up + down})",
         f"Total: Before={diff.before}, After={diff.after}, chg {percent:+.2f}%",
     ]
 
@@ -183,7 +200,8 @@ class _Tables:
         if not rows:
             return
         yield from self.heading(title)
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: self.sides]
+        letters = _LETTERS[: self.sides]
+        exact = not self.markdown or self.sides == 2
         head = ["", "A", *(cell for letter in letters[1:] for cell in (letter, f"{letter}-A"))]
         cells = [
             [
@@ -191,7 +209,10 @@ class _Tables:
                 *(
                     cell
                     for value in row.values[1:]
-                    for cell in (value_text(value, row.unit), delta_text(row.values[0], value, row.unit))
+                    for cell in (
+                        value_text(value, row.unit),
+                        delta_text(row.values[0], value, row.unit, exact=exact),
+                    )
                 ),
             ]
             for row in rows
@@ -200,20 +221,26 @@ class _Tables:
         if total is not None and total > len(rows):
             yield from self.plain([f"and {total - len(rows)} more (--top 0 shows all)"])
 
-    def symbols(self, title: str, changes: Sequence[SymbolChange]) -> Iterator[str]:
+    def symbols(self, title: str, letter: str, changes: Sequence[SymbolChange]) -> Iterator[str]:
+        """One table of symbols, exact bytes."""
         yield ""
-        head = [title, "A", "B", "B-A"]
+        head = [title, "A", letter, f"{letter}-A"]
         yield from self.table(
             head,
             [
-                [c.name, str(c.before) if c.before else "-", str(c.after) if c.after else "-", f"{c.delta:+d}"]
+                [
+                    c.name,
+                    str(c.before) if c.before else "-",
+                    str(c.after) if c.after else "-",
+                    f"{c.delta:+d}",
+                ]
                 for c in changes
             ],
         )
 
     def table(self, head: list[str], rows: list[list[str]]) -> Iterator[str]:
         """Aligned columns, the first to the left and as wide as the others allow."""
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        widths = [max(3, *(len(row[i]) for row in [head, *rows])) for i in range(len(head))]
         between = 3 if self.markdown else 2
         frame = 4 if self.markdown else 2
         others = sum(widths[1:]) + between * (len(head) - 1) + frame

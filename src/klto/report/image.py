@@ -79,7 +79,9 @@ class Image:
         self.path = os.fspath(path)
         found = read_object(path)
         if found.elf is None:
-            raise UsageError(f"{self.path} is {found.kind}, not ELF", "give a build dir, a record or an image")
+            raise UsageError(
+                f"{self.path} is {found.kind}, not ELF", "give a build dir, a record or an image"
+            )
         self.elf: Elf = found.elf
         self.target = found.target or "unknown"
 
@@ -140,7 +142,9 @@ class Image:
         """
         table = self.elf.symtab
         if table is None:
-            raise UsageError(f"{self.path} has no symbols", "give the vmlinux of the build, not a stripped one")
+            raise UsageError(
+                f"{self.path} has no symbols", "give the vmlinux of the build, not a stripped one"
+            )
         counted, sort = self._counted()
         files = self._files()
         names = table.names

@@ -131,7 +131,9 @@ def _summary(record: Record) -> str:
     cards: list[tuple[str, str, str]] = []
     for artifact in record.artifacts:
         if not artifact.path.endswith((".ko", "System.map")):
-            cards.append((artifact.path.rpartition("/")[2], size(artifact.bytes), f"{artifact.bytes:,} bytes"))
+            cards.append(
+                (artifact.path.rpartition("/")[2], size(artifact.bytes), f"{artifact.bytes:,} bytes")
+            )
     link = vmlinux_link(record)
     if link is not None and link.wall_seconds is not None:
         cached = "" if link.generated is None else f", {link.bitcode_inputs - link.generated} from the cache"
@@ -146,15 +148,19 @@ def _summary(record: Record) -> str:
         cards.append(("Largest process", size(worst.peak_bytes or 0), f"{worst.peak_process}, {worst.name}"))
     found = record.verification
     if found is not None:
-        cards.append(("Objects", f"{found.bitcode:,} bitcode", f"{found.native} native, {found.kernel_modules} kernel modules"))  # fmt: skip
+        others = f"{found.native} native, {found.kernel_modules} kernel modules"
+        cards.append(("Objects", f"{found.bitcode:,} bitcode", others))
     cards.append(("Findings", str(len(record.findings)), "see below" if record.findings else ""))
     for boot in record.boots:
         passed = sum(p.status == "passed" for p in boot.proofs)
-        cards.append(("Boot", duration(boot.seconds), f"{passed} of {len(boot.proofs)} proofs passed, {boot.accelerator}"))  # fmt: skip
+        more = f"{passed} of {len(boot.proofs)} proofs passed, {boot.accelerator}"
+        cards.append(("Boot", duration(boot.seconds), more))
     return _cards(cards)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, words: tuple[int, ...] = ()) -> str:
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, words: tuple[int, ...] = ()
+) -> str:
     """A table of text; columns to the right but for the first and those of ``words``."""
     kind = [' class="words"' if index in words else "" for index in range(len(head))]
     cells = "".join(f'<th scope="col"{k}>{escape(name)}</th>' for name, k in zip(head, kind, strict=True))
@@ -173,7 +179,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, wor
 def _comparison(found: Comparison | None) -> str:
     assert found is not None
     letters = [chr(ord("A") + index % 26) for index in range(len(found.sides))]
-    sides = [[letter, side.label, side.lto, "; ".join(side.notes)] for letter, side in zip(letters, found.sides, strict=True)]  # fmt: skip
+    sides = [
+        [letter, side.label, side.lto, "; ".join(side.notes)]
+        for letter, side in zip(letters, found.sides, strict=True)
+    ]
     tables: list[str] = []
     parts = [_table(["", "Build", "LTO", "Notes"], sides, "Builds compared", (1, 2, 3))]
     head = ["", "A", *(cell for letter in letters[1:] for cell in (letter, f"{letter}-A"))]
@@ -186,18 +195,32 @@ def _comparison(found: Comparison | None) -> str:
         if rows:
             lines = [
                 [
-                    row.name.strip(), value_text(row.values[0], row.unit),
-                    *(c for v in row.values[1:] for c in (value_text(v, row.unit), delta_text(row.values[0], v, row.unit))),
+                    row.name.strip(),
+                    value_text(row.values[0], row.unit),
+                    *(
+                        cell
+                        for value in row.values[1:]
+                        for cell in (value_text(value, row.unit), delta_text(row.values[0], value, row.unit))
+                    ),
                 ]
                 for row in rows
-            ]  # fmt: skip
+            ]
             tables.append(_table(head, lines, title))
     parts.append(f'<div class="beside">{"".join(tables)}</div>')
     for letter, pair in zip(letters[1:], found.pairs, strict=True):
         if pair.symbols is not None:
-            parts.append("".join(f"<p><code>{escape(text)}</code></p>" for text in symbol_totals(pair.symbols)))
-            changes = [[c.name, c.change, str(c.before), str(c.after), f"{c.delta:+d}"] for c in pair.symbols.changes[:_TOP]]  # fmt: skip
-            parts.append(_table(["Symbol", "Change", "A", letter, f"{letter}-A"], changes, f"Symbols, A to {letter}", (1,)))
+            parts.append(
+                "".join(f"<p><code>{escape(text)}</code></p>" for text in symbol_totals(pair.symbols))
+            )
+            changes = [
+                [c.name, c.change, str(c.before), str(c.after), f"{c.delta:+d}"]
+                for c in pair.symbols.changes[:_TOP]
+            ]
+            parts.append(
+                _table(
+                    ["Symbol", "Change", "A", letter, f"{letter}-A"], changes, f"Symbols, A to {letter}", (1,)
+                )
+            )
         for finding in pair.findings:
             verb = "appeared" if finding.appeared else "vanished"
             parts.append(f"<p>Finding {verb}: <b>{escape(finding.rule)}</b> {escape(finding.message)}</p>")
@@ -242,9 +265,10 @@ def _findings(record: Record) -> str:
         where = ", ".join(str(finding[key]) for key in ("artifact", "section", "symbol") if finding.get(key))
         remedies = "".join(f"<li>{escape(_text(r))}</li>" for r in finding.get("remedies") or [])
         references = "".join(f"<li>{escape(_text(r))}</li>" for r in finding.get("references") or [])
+        level = escape(_text(finding.get("level")))
         items.append(
             f"<article><h3>{escape(_text(finding.get('rule')))} "
-            f'<span class="status {escape(_text(finding.get("level")))}">{escape(_text(finding.get("level")))}</span></h3>'
+            f'<span class="status {level}">{level}</span></h3>'
             f"<p>{escape(_text(finding.get('message')))}</p><p><code>{escape(where)}</code></p>"
             + (f"<p>What to do:</p><ul>{remedies}</ul>" if remedies else "")
             + (f"<p>Where it comes from:</p><ul>{references}</ul>" if references else "")
@@ -263,7 +287,11 @@ def _made(side: Side, record: Record) -> str:
     if record.tree is not None:
         rows.append(("Tree", f"{record.tree.path} (Linux {record.tree.version}, {record.tree.arch})"))
     if record.config is not None:
-        rows += [("Configuration", record.config.path), ("its SHA-256", record.config.sha256), ("LTO", record.config.lto)]  # fmt: skip
+        rows += [
+            ("Configuration", record.config.path),
+            ("its SHA-256", record.config.sha256),
+            ("LTO", record.config.lto),
+        ]
     tools = record.toolchain
     if tools is not None:
         rows += [
@@ -271,15 +299,20 @@ def _made(side: Side, record: Record) -> str:
             ("Linker", f"{tools.linker_version} ({tools.linker})"),
         ]  # fmt: skip
     machine = record.machine
-    rows.append(("Machine", f"{machine.cpus} CPUs, {size(machine.memory_bytes)} of memory, {size(machine.memory_available)} available"))  # fmt: skip
+    memory = f"{size(machine.memory_bytes)} of memory, {size(machine.memory_available)} available"
+    rows.append(("Machine", f"{machine.cpus} CPUs, {memory}"))
     rows += [("Log", record.log or "none"), ("klto", record.klto_version)]
     rows += [("Note", note) for note in record.notes]
-    body = "".join(f"<div><dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd></div>" for name, value in rows)
+    body = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd></div>" for name, value in rows
+    )
     asked = record.asked.requests
     options = ""
     if asked:
         lines = "\n".join(f"{name}={value}" for name, value in sorted(asked.items()))
-        options = f"<details><summary>{len(asked)} options asked for</summary><pre>{escape(lines)}</pre></details>"
+        options = (
+            f"<details><summary>{len(asked)} options asked for</summary><pre>{escape(lines)}</pre></details>"
+        )
     return (
         f'<pre class="command" tabindex="0" aria-label="Command">{escape(command)}</pre>'
         f'<dl class="made">{body}</dl>{options}'

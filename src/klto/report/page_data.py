@@ -18,7 +18,9 @@ from klto.report.side import Side
 MOST_OBJECTS, MOST_SYMBOLS, MOST_MODULES, MOST_IMPORTS, MOST_INITCALLS = 5000, 6000, 5000, 1500, 4000
 
 #: initcall_debug's line: init/main.c of 6.12, trace_initcall_finish_cb.
-_INITCALL = re.compile(r"initcall (\S+?)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])? returned -?\d+ after (\d+) usecs")
+_INITCALL = re.compile(
+    r"initcall (\S+?)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])? returned -?\d+ after (\d+) usecs"
+)
 
 
 def chart_data(side: Side, imports: list[Import] | None) -> dict[str, Any]:

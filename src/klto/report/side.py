@@ -103,8 +103,12 @@ def open_side(path: Path) -> Side:
         if (path / _RECORD).exists():
             return _of_record(label, path / _RECORD, path)
         if (path / "vmlinux").is_file():
-            return Side(label, None, path, path / "vmlinux", ["no record of klto: times and memory not known"])
-        raise UsageError(f"{label} is no build dir: it has no {_RECORD} and no vmlinux", "build it: klto build")
+            return Side(
+                label, None, path, path / "vmlinux", ["no record of klto: times and memory not known"]
+            )
+        raise UsageError(
+            f"{label} is no build dir: it has no {_RECORD} and no vmlinux", "build it: klto build"
+        )
     if not path.exists():
         raise UsageError(f"{label}: no such file or directory", "give a build dir, a record or an image")
     if kind_of(path) == "elf":

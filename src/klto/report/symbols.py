@@ -193,4 +193,3 @@ def _source_of(tree: Path | None, where: str) -> Path | None:
 def named_in(changes: tuple[SymbolChange, ...], kinds: tuple[Change, ...]) -> list[SymbolChange]:
     """Those of some kinds, largest change first."""
     return [change for change in changes if change.change in kinds]
-

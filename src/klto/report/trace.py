@@ -67,11 +67,8 @@ def pack(spans: Iterable[tuple[float, float]]) -> list[int]:
     ends: list[float] = []
     lanes = []
     for start, seconds in spans:
-        for lane, end in enumerate(ends):
-            if end <= start:
-                break
-        else:
-            lane = len(ends)
+        lane = next((index for index, end in enumerate(ends) if end <= start), len(ends))
+        if lane == len(ends):
             ends.append(0.0)
         ends[lane] = start + seconds
         lanes.append(lane)
