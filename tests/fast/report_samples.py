@@ -69,7 +69,7 @@ def _modules(count: int, chance: random.Random) -> list[Module]:
     clock = [BEGAN + 301.0, BEGAN + 301.0]
     modules = []
     for number in range(count):
-        seconds = chance.expovariate(1 / 0.05)
+        seconds = round(chance.expovariate(1 / 0.05) * 1024) / 1024  # Sums of these are exact.
         lane = clock.index(min(clock))
         folder = _FOLDERS[number % len(_FOLDERS)]
         cached = number % 10 == 9

@@ -63,14 +63,16 @@ def _run(record: Record) -> Iterator[Event]:
 
 
 def pack(spans: Iterable[tuple[float, float]]) -> list[int]:
-    """Lanes for spans (start, seconds) sorted by start, so that none overlaps another of its lane."""
-    ends: list[float] = []
+    """Lanes for spans (start, seconds) sorted by start, so that none overlaps another of its lane when both are
+    rounded to microseconds."""
+    ends: list[int] = []
     lanes = []
     for start, seconds in spans:
-        lane = next((index for index, end in enumerate(ends) if end <= start), len(ends))
+        begin = round(start * 1e6)
+        lane = next((index for index, end in enumerate(ends) if end <= begin), len(ends))
         if lane == len(ends):
-            ends.append(0.0)
-        ends[lane] = start + seconds
+            ends.append(0)
+        ends[lane] = round((start + seconds) * 1e6)
         lanes.append(lane)
     return lanes
 
@@ -78,7 +80,7 @@ def pack(spans: Iterable[tuple[float, float]]) -> list[int]:
 def _links(record: Record) -> Iterator[Event]:
     ended = [(link, link.wall_seconds) for link in record.links if link.wall_seconds is not None]
     ended.sort(key=lambda pair: pair[0].start)
-    lanes = pack((link.start, wall) for link, wall in ended)
+    lanes = pack((link.start - record.started, wall) for link, wall in ended)
     for lane in sorted(set(lanes)):
         yield _named("thread_name", _LINKS + lane, f"links {lane + 1}")
     for (link, wall), lane in zip(ended, lanes, strict=True):
@@ -93,7 +95,7 @@ def _backends(record: Record) -> Iterator[Event]:
     link = vmlinux_link(record)
     timed = [t for t in map(_timed, _modules_of(link)) if t is not None]
     timed.sort(key=lambda t: t[1])
-    lanes = pack((start, seconds) for _, start, seconds in timed)
+    lanes = pack((start - record.started, seconds) for _, start, seconds in timed)
     for lane in sorted(set(lanes)):
         yield _named("thread_name", _BACKENDS + lane, f"backends {lane + 1}")
     for (module, start, seconds), lane in zip(timed, lanes, strict=True):
