@@ -38,6 +38,7 @@ class BuildRequest:
     cache_dir: Path | None = None
     no_cache: bool = False
     boot: bool = False
+    time_trace: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
     directory: Path = Path()

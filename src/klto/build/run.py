@@ -39,8 +39,9 @@ from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, ve
 from klto.kernel.leftovers import find_leftovers
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
+from klto.link.run import ENV_TIME_TRACE, TIME_TRACE
 from klto.link.shim import Shims, install_shims
-from klto.process import become_subreaper, quote
+from klto.process import become_subreaper, quote, run
 from klto.record import (
     SCHEMA,
     Artifact,
@@ -174,6 +175,11 @@ class _Run:
 
     def _configure(self) -> None:
         plan = self.plan
+        linker = plan.kbuild.toolchain.ld_lld
+        if plan.request.time_trace and "--time-trace" not in run([linker, "--help"]).stdout:
+            raise UsageError(
+                f"{linker} offers no --time-trace", "use LLD 11 or later, or build without --time-trace"
+            )
         recompile = plan.kbuild.toolchain.would_recompile(plan.build_dir)
         if recompile:
             self.emit(Note(text=f"{recompile}: everything is compiled anew", level="warning"))
@@ -226,6 +232,7 @@ class _Run:
                 **server.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
             }
             run = MakeRun(
                 argv=argv,

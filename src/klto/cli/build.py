@@ -42,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache-dir", type=Path, metavar="DIR", help="the link cache (default: in the user's cache)"
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
+    parser.add_argument(
+        "--time-trace", action="store_true", help="let the linker trace its phases, for klto report --trace"
+    )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
         boot=args.boot,
+        time_trace=args.time_trace,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),
         directory=Path.cwd(),

@@ -13,6 +13,7 @@ from klto.cli.options import add_jobs_option, add_output_options, add_tree_optio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from klto.kernel.tree import KernelTree
     from klto.report.estimate import Calibration, Range
     from klto.report.history import Run
     from klto.report.plan import MachinePlan
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from klto.errors import UsageError
     from klto.kernel.kconfig import read_config
     from klto.kernel.toolchain import find_toolchain
-    from klto.kernel.tree import KernelTree, check_arch, default_build_dir, is_kernel_tree
+    from klto.kernel.tree import KernelTree, check_arch, is_kernel_tree
     from klto.link.reference import reference_seconds
     from klto.report.estimate import load_calibration
     from klto.report.history import read_history
@@ -41,15 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"-j {args.jobs}: at least one job is needed")
     tree = KernelTree.open(args.tree, args.arch) if is_kernel_tree(args.tree) else None
-    if tree is None and args.build_dir is None:
-        raise UsageError(
-            f"{args.tree.absolute()} is no kernel tree", "name a build dir: -b DIR, or a tree: -C DIR"
-        )
-    build_dir: Path = (
-        args.build_dir or default_build_dir(tree, "thin") if tree is not None else args.build_dir
-    )
-    if not build_dir.is_dir() and tree is None:
-        raise UsageError(f"{build_dir}: no such directory", "give a build dir")
+    build_dir = _build_dir(args, tree)
     config = build_dir / ".config"
     options = read_config(config) if config.is_file() else {}
     arch = (
@@ -89,6 +82,21 @@ def run(args: argparse.Namespace) -> int:
         btf = options.get("DEBUG_INFO_BTF") == "y"
         print("\n".join(_lines(plan, calibration, reference, command, _last(measured), btf=btf)))
     return 0
+
+
+def _build_dir(args: argparse.Namespace, tree: KernelTree | None) -> Path:
+    from klto.errors import UsageError
+    from klto.kernel.tree import default_build_dir
+
+    if args.build_dir is not None:
+        named: Path = args.build_dir
+        if tree is None and not named.is_dir():
+            raise UsageError(f"{named}: no such directory", "give a build dir")
+        return named
+    if tree is None:
+        place = args.tree.absolute()
+        raise UsageError(f"{place} is no kernel tree", "name a build dir: -b DIR, or a tree: -C DIR")
+    return default_build_dir(tree, "thin")
 
 
 def _last(runs: list[Run]) -> Run | None:

@@ -45,6 +45,7 @@ class LinkResult:
 def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> LinkResult:
     """Run the real linker on what was asked, with the link cache if there is one, and journal it."""
     tokens = Tokens(os.environ.get(ENV_PATH))
+    arguments = [*arguments, *_tracing(request)]
     try:
         # One module is one backend: more jobs than modules would idle.
         wanted = min(int(os.environ.get(ENV_JOBS, "1")), inputs.bitcode) - 1
@@ -59,6 +60,21 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
         return _run([linker, *arguments, *parallel], request, inputs, jobs)
     finally:
         tokens.release()
+
+
+#: The environment variable that names the file for lld's own trace of the vmlinux.o link; and what is too short
+#: to be in it, in microseconds: a kernel's backends run two million passes.
+ENV_TIME_TRACE, _TRACE_GRANULARITY = "KLTO_TIME_TRACE", 5000
+
+#: Its name in the build dir's ``.klto``.
+TIME_TRACE = "time-trace.json"
+
+
+def _tracing(request: LinkRequest) -> list[str]:
+    path = os.environ.get(ENV_TIME_TRACE)
+    if not path or os.path.basename(request.output) != "vmlinux.o" or request.sets("time-trace"):
+        return []
+    return [f"--time-trace={path}", f"--time-trace-granularity={_TRACE_GRANULARITY}"]
 
 
 def _run_cached(

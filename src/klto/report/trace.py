@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from klto.link.run import TIME_TRACE
 from klto.record import Link, Module, Record
 from klto.report.compare import vmlinux_link
 from klto.report.side import Side
@@ -138,7 +139,7 @@ def _memory(record: Record) -> Iterator[Event]:
 
 def time_trace_path(build_dir: Path) -> Path:
     """Where the vmlinux.o link of ``klto build --time-trace`` leaves the linker's own trace."""
-    return build_dir / ".klto" / "time-trace.json"
+    return build_dir / ".klto" / TIME_TRACE
 
 
 def _linker(side: Side) -> Iterator[Event]:
