@@ -22,12 +22,14 @@ from klto.link.imports import link_options
 from klto.link.reference import measure_reference
 from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
-from klto.report.estimate import AfterLink, Calibration, Coefficients, estimate, load_calibration
+from klto.report.estimate import AfterLink, Calibration, Coefficients, Objtool, estimate, load_calibration
 from klto.report.units import size
 
 CLANG, LINKER = "/usr/lib/llvm-19/bin/clang", "/usr/lib/llvm-19/bin/ld.lld"
 TEST_KERNELS = ("x86_64-6.12", "arm64-6.12", "x86_64-6.1", "x86_64-6.12-full")
-SHARES = (1.0, 0.5, 0.25)
+#: What is linked of the calibrating builds, and by how many backends.
+THIN_PARTS = ((1.0, 2), (0.5, 2), (0.25, 2), (0.5, 1))
+FULL_PARTS = ((0.25, 1), (0.125, 1))
 OUTPUT = Path(__file__).parent.parent / "src/klto/report/calibration.json"
 
 
@@ -35,6 +37,7 @@ OUTPUT = Path(__file__).parent.parent / "src/klto/report/calibration.json"
 class Measured:
     """One link."""
 
+    version: str
     mode: str
     jobs: int
     modules: tuple[int, ...]
@@ -68,8 +71,9 @@ def measure(build: Path, share: float, jobs: int) -> Measured:
         ]
         used = process.run([*argv, f"--threads={jobs}", f"--thinlto-jobs={jobs}"], cwd=build).usage
         length = out.stat().st_size
-        checked = _objtool(build, out) if share == 1.0 else None
+        checked = _objtool(build, out)
     return Measured(
+        version_of(build),
         lto_of(build / ".config"),
         jobs,
         bitcode,
@@ -95,24 +99,19 @@ def calibrate(builds: list[Path]) -> None:
     print(f"reference link {reference:.2f} s of CPU")
     links = []
     for build in builds:
-        plan = [(share, 2) for share in SHARES]
-        if lto_of(build / ".config") == "thin":
-            plan.append((0.5, 1))
-        for share, jobs in plan:
+        for share, jobs in THIN_PARTS if lto_of(build / ".config") == "thin" else FULL_PARTS:
             links.append(measure(build, share, jobs))
             _print(build.name, links[-1])
     modes = {mode: _fit([m for m in links if m.mode == mode], reference) for mode in ("thin", "full")}
-    whole = [m for m in links if m.objtool_peak is not None]
+    versions = {m.version for m in links if m.objtool_peak is not None}
     per = {mode: _mean([m.vmlinux_o / sum(m.modules) for m in links if m.mode == mode]) for mode in modes}
-    slope = _mean([(m.objtool_peak or 0) / m.vmlinux_o for m in whole])
     on = [_describe(b) for b in builds]
     found = Calibration(
-        on=f"{'; '.join(on)}; whole and in parts; {first_line(LINKER, '--version')}",
+        on=f"{'; '.join(on)}; whole or in parts; {first_line(LINKER, '--version')}",
         modes=modes,
         after=AfterLink(
             vmlinux_o_per_byte=per,
-            objtool_base=0.0,
-            objtool_per_byte=slope,
+            objtool={name: _fit_objtool([m for m in links if m.version == name]) for name in versions},
             disk_per_byte=_mean([_disk(b) / (b / "vmlinux.o").stat().st_size for b in builds]),
             cache_per_byte=per["thin"],
         ),
@@ -131,6 +130,17 @@ def _describe(build: Path) -> str:
 def _disk(build: Path) -> int:
     """vmlinux.o, vmlinux and what scripts/link-vmlinux.sh leaves beside them."""
     return sum(p.stat().st_size for p in build.iterdir() if p.is_file() and "vmlinux" in p.name)
+
+
+def _fit_objtool(links: list[Measured]) -> Objtool:
+    lengths = [m.vmlinux_o for m in links if m.objtool_peak]
+    slope, base = np.polyfit(lengths, [m.objtool_peak for m in links if m.objtool_peak], 1)
+    return Objtool(base=max(0.0, float(base)), per_byte=float(slope))
+
+
+def version_of(build: Path) -> str:
+    """``6.12``, from the third line of the .config."""
+    return ".".join((build / ".config").read_text().splitlines()[2].split()[2].split(".")[:2])
 
 
 def _mean(values: list[float]) -> float:
@@ -191,7 +201,7 @@ def main() -> None:
             measured.modules,
             reference,
             calibration,
-            objtool=measured.objtool_peak is not None,
+            objtool=measured.version if measured.objtool_peak else None,
         )
         cpu = calibration.modes[measured.mode].cpu_per_byte * sum(measured.modules) * reference
         memory = f"memory {100 * (found.link.middle / measured.peak - 1):+.0f}%"

@@ -14,8 +14,10 @@ from report_samples import sample_record
 from klto.cli import main
 from klto.errors import UsageError
 from klto.events import Tick
-from klto.record import MOST_SAMPLES, Record, RecordKeeper
+from klto.record import MOST_SAMPLES, Record, RecordKeeper, read_record
 from klto.report.history import METRICS, Run, append, find_jumps, history_path, read_history, summarise
+from tests.conftest import Klto
+from tests.fake_kernel import make_fake_kernel, thin_config
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +122,28 @@ def test_memory_curve_keeps_its_peak_however_long_the_run(tmp_path: Path) -> Non
     assert MOST_SAMPLES // 2 <= len(samples) <= MOST_SAMPLES
     assert max(s.bytes for s in samples) == 10**9
     assert [s.time for s in samples] == sorted(s.time for s in samples)
+
+
+def test_every_build_is_added_and_a_damaged_history_stops_none(
+    tmp_path: Path, klto: Klto, llvm_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make_fake_kernel(tmp_path / "linux")
+    build_dir = tmp_path / "build"
+    build_dir.mkdir()
+    (build_dir / ".config").write_text(thin_config(llvm_bin))
+    assert klto("build", "-q", "-C", tree, "-b", build_dir).status == 0
+    (run,) = read_history()
+    assert (run.build_dir, run.status, run.lto, run.bitcode_modules) == (str(build_dir), "done", "thin", 6)
+    assert run.vmlinux_bytes == (build_dir / "vmlinux").stat().st_size
+    assert run.text_bytes
+    record = read_record(build_dir / ".klto/record.json")
+    assert record.sizes is not None
+    assert {row.path for row in record.sizes.objects} & {"init/main.o"}
+    assert record.memory
+    assert "thin LTO" in klto("history", "-C", tree).out
+    assert klto("compare", build_dir, build_dir).status == 0
+    history_path().write_bytes(b"no database" * 500)
+    assert klto("build", "-q", "-C", tree, "-b", build_dir).status == 0
+    record = read_record(build_dir / ".klto/record.json")
+    assert any("not in the history" in note for note in record.notes)
+    assert record.sizes is not None  # Taken over from the run before: vmlinux is the same.

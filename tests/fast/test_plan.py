@@ -13,7 +13,7 @@ from report_samples import sample_record
 
 from klto import machine
 from klto.errors import UsageError
-from klto.report.estimate import AfterLink, Calibration, Coefficients, estimate, load_calibration
+from klto.report.estimate import AfterLink, Calibration, Coefficients, Objtool, estimate, load_calibration
 from klto.report.history import summarise
 from klto.report.plan import Basis, find_basis, make_machine_plan
 from tests.conftest import Klto
@@ -41,8 +41,7 @@ CALIBRATION = Calibration(
     },
     after=AfterLink(
         vmlinux_o_per_byte={"thin": 0.6, "full": 0.7},
-        objtool_base=0.0,
-        objtool_per_byte=40.0,
+        objtool={"6.1": Objtool(base=0.0, per_byte=20.0), "6.12": Objtool(base=0.0, per_byte=40.0)},
         disk_per_byte=4.0,
         cache_per_byte=0.6,
     ),
@@ -51,7 +50,7 @@ MODULES = [MIB, *[MIB // 10] * 100]
 
 
 def test_estimate_adds_up_what_it_is_given() -> None:
-    found = estimate("thin", 2, MODULES, 0.5, CALIBRATION, objtool=True)
+    found = estimate("thin", 2, MODULES, 0.5, CALIBRATION, objtool="6.18.1")
     total = sum(MODULES)
     assert found.link.middle == 50 * MIB + 2 * total + 10 * (MODULES[0] + MODULES[1])
     assert found.objtool is not None
@@ -62,14 +61,23 @@ def test_estimate_adds_up_what_it_is_given() -> None:
     assert found.disk.middle == pytest.approx(4 * 0.6 * total + 0.6 * total)
 
 
+@pytest.mark.parametrize(
+    ("version", "per_byte"), [("6.1.7", 20), ("6.6.0", 20), ("6.12.1", 40), ("5.15", 20)]
+)
+def test_objtool_is_that_of_the_kernels_version(version: str, per_byte: int) -> None:
+    found = estimate("thin", 1, MODULES, 1.0, CALIBRATION, objtool=version)
+    assert found.objtool is not None
+    assert found.objtool.middle == pytest.approx(per_byte * 0.6 * sum(MODULES))
+
+
 def test_more_backends_take_less_time_until_the_longest_module() -> None:
     times = [
-        estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=False).seconds.middle for n in (1, 2, 64, 128)
+        estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=None).seconds.middle for n in (1, 2, 64, 128)
     ]
     assert times[0] == 2 * times[1] > times[2] == times[3] == pytest.approx(MIB * 1e-6)
-    memory = [estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=False).memory.middle for n in (1, 2, 4)]
+    memory = [estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=None).memory.middle for n in (1, 2, 4)]
     assert memory == sorted(memory)
-    full = estimate("full", 1, MODULES, 1.0, CALIBRATION, objtool=False)
+    full = estimate("full", 1, MODULES, 1.0, CALIBRATION, objtool=None)
     assert (full.objtool, full.largest) == (None, "link")
     assert full.memory.high == pytest.approx(1.5 * full.memory.middle)
 
@@ -81,7 +89,7 @@ def test_what_fits_is_recommended(
     monkeypatch.setattr(machine, "memory_bytes", lambda: (available, available))
     steep = replace_thin(per_backend_byte=50.0)
     plan = make_machine_plan(
-        Basis(tuple(MODULES[1:]), "x"), tmp_path / "new", 1.0, steep, objtool=False, jobs=4
+        Basis(tuple(MODULES[1:]), "x"), tmp_path / "new", 1.0, steep, objtool=None, jobs=4
     )
     assert [(e.mode, e.jobs) for e in plan.estimates] == [("thin", 1), ("thin", 2), ("thin", 4), ("full", 1)]
     if jobs is None:

@@ -179,7 +179,12 @@ def test_plan_comes_near_what_is_measured(name: str, request: pytest.FixtureRequ
     calibration, reference = load_calibration(), measure_reference(CLANG, LINKER)
     found = measure(kernel.build_dir, 1.0, 2)
     guess = estimate(
-        found.mode, 2, found.modules, reference, calibration, objtool=found.objtool_peak is not None
+        found.mode,
+        2,
+        found.modules,
+        reference,
+        calibration,
+        objtool=found.version if found.objtool_peak else None,
     )
     cpu = calibration.modes[found.mode].cpu_per_byte * sum(found.modules) * reference
     print(name, guess.link.middle / found.peak, cpu / found.cpu, guess.objtool, found.objtool_peak)

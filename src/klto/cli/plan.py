@@ -61,7 +61,12 @@ def run(args: argparse.Namespace) -> int:
     reference = reference_seconds(str(toolchain.clang), str(toolchain.ld_lld), toolchain.lld_text)
     calibration = load_calibration()
     plan = make_machine_plan(
-        basis, build_dir, reference, calibration, objtool=arch == "x86_64", jobs=args.jobs
+        basis,
+        build_dir,
+        reference,
+        calibration,
+        objtool=_version(config, tree) if arch == "x86_64" else None,
+        jobs=args.jobs,
     )
     command = _command(args, plan)
     if args.json:
@@ -82,6 +87,15 @@ def run(args: argparse.Namespace) -> int:
         btf = options.get("DEBUG_INFO_BTF") == "y"
         print("\n".join(_lines(plan, calibration, reference, command, _last(measured), btf=btf)))
     return 0
+
+
+def _version(config: Path, tree: KernelTree | None) -> str:
+    """The kernel's version, from the third line of its .config (scripts/kconfig/confdata.c, conf_write)."""
+    import re
+
+    text = config.read_text(errors="replace")[:500] if config.is_file() else ""
+    found = re.search(r"^# Linux/\S+ (\d+\.\d+)", text, re.M)
+    return found[1] if found else tree.version if tree is not None else "0.0"
 
 
 def _build_dir(args: argparse.Namespace, tree: KernelTree | None) -> Path:

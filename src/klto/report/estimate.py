@@ -6,6 +6,7 @@ calibrated on, and how far off they were there, is part of the calibration (cali
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -29,14 +30,20 @@ class Coefficients(msgspec.Struct, frozen=True):
     cpu_error: float
 
 
+class Objtool(msgspec.Struct, frozen=True):
+    """Memory of one kernel version's objtool, for each byte of vmlinux.o; bytes."""
+
+    base: float
+    per_byte: float
+
+
 class AfterLink(msgspec.Struct, frozen=True):
-    """Steps after the link, for each byte of vmlinux.o: objtool's memory in bytes (x86 only), and the disk that
-    vmlinux.o, vmlinux and the temporary images take. ``vmlinux_o_per_byte``: bytes of vmlinux.o for a byte of
-    bitcode, by mode."""
+    """Steps after the link, for each byte of vmlinux.o: objtool's memory (x86 only) by kernel version, as 6.1's is
+    half of 6.12's, and the disk that vmlinux.o, vmlinux and the temporary images take. ``vmlinux_o_per_byte``:
+    bytes of vmlinux.o for a byte of bitcode, by mode."""
 
     vmlinux_o_per_byte: dict[str, float]
-    objtool_base: float
-    objtool_per_byte: float
+    objtool: dict[str, Objtool]
     disk_per_byte: float
     cache_per_byte: float
 
@@ -83,6 +90,18 @@ class Estimate:
     disk: Range
 
 
+def _objtool_of(version: str, known: dict[str, Objtool]) -> Objtool:
+    """The one of the newest calibrated kernel that is not newer than ``version``, else of the oldest."""
+    ordered = sorted(known, key=_numbers)
+    older = [name for name in ordered if _numbers(name) <= _numbers(version)]
+    return known[older[-1] if older else ordered[0]]
+
+
+def _numbers(version: str) -> list[int]:
+    """``6.12.117-rc1`` as 6, 12."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+
+
 def load_calibration() -> Calibration:
     """The calibration that came with klto."""
     raw = resources.files("klto.report").joinpath("calibration.json").read_bytes()
@@ -96,14 +115,14 @@ def estimate(
     reference: float,
     calibration: Calibration,
     *,
-    objtool: bool,
+    objtool: str | None,
     extra_error: float = 0.0,
 ) -> Estimate:
     """What a vmlinux.o link and the steps after it will need.
 
     :param modules: bytes of each bitcode module.
     :param reference: CPU seconds of the reference link here.
-    :param objtool: whether objtool runs over vmlinux.o (x86).
+    :param objtool: the kernel's version where its objtool runs over vmlinux.o (x86), else None.
     :param extra_error: added to the ranges when the modules are themselves a guess.
     """
     c, after = calibration.modes[mode], calibration.after
@@ -113,8 +132,9 @@ def estimate(
     link = _range(c.base + c.per_byte * total + c.per_backend_byte * at_once, memory_error)
     vmlinux_o = after.vmlinux_o_per_byte[mode] * total
     checked = None
-    if objtool:
-        checked = _range(after.objtool_base + after.objtool_per_byte * vmlinux_o, memory_error)
+    if objtool is not None:
+        tool = _objtool_of(objtool, after.objtool)
+        checked = _range(tool.base + tool.per_byte * vmlinux_o, memory_error)
     largest = "objtool" if checked is not None and checked.middle > link.middle else "link"
     memory = checked if checked is not None and largest == "objtool" else link
     cpu = c.cpu_per_byte * total * reference

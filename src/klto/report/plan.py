@@ -121,7 +121,7 @@ def make_machine_plan(
     reference: float,
     calibration: Calibration,
     *,
-    objtool: bool,
+    objtool: str | None,
     jobs: int | None,
 ) -> MachinePlan:
     """Estimate thin and full LTO with 1 to ``jobs`` backends (default: the CPUs)."""
