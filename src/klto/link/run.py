@@ -127,11 +127,12 @@ def _run_cached(link: Link) -> int | None:
                 f"no space for the link cache in {link.root}: {link.request.output} is linked again without it"
             )
             return None
-        from klto.link.blame import blame, distrust  # Late: only a failing link needs it.
+        from klto.link.blame import blame, distrust, suspects_of  # Late: only a failing link needs it.
 
         backends = distrust(cached.view, ended, tasks, link.inputs.modules)
+        suspects = suspects_of(ended, tasks, link.inputs.modules)
     if backends:
-        blame(link, ended, tasks)
+        blame(link, ended, suspects)
     return ended.returncode
 
 
@@ -207,7 +208,7 @@ def _journal_end(
         stopped_by=ended.stopped_by,
         cause=ended.cause,
         again=again,
-        generated=len(tasks.finished()) if tasks else sum(1 for _ in view.generated()) if view else None,
+        generated=len(tasks.started()) if tasks else sum(1 for _ in view.generated()) if view else None,
         modules=_modules(link, tasks) if ended.returncode == 0 else [],
     )
 
@@ -215,6 +216,7 @@ def _journal_end(
 def _modules(link: Link, tasks: Tasks | None) -> list[dict[str, object]]:
     """What became of each module, for the record."""
     done = tasks.sort_out()[0] if tasks else {}
+    started = tasks.started() if tasks else {}
     found: list[dict[str, object]] = []
     for number, module in enumerate(link.inputs.modules, start=1):
         times = done[number][0] if number in done else None
@@ -224,7 +226,7 @@ def _modules(link: Link, tasks: Tasks | None) -> list[dict[str, object]]:
                 "seconds": round(times.seconds, 3) if times else None,
                 "bytes_in": module.size,
                 "bytes_out": times.bytes_out if times else None,
-                "cached": tasks is not None and times is None,
+                "cached": tasks is not None and number not in started,
             }
         )
     return found
