@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from klto.events import LinkedModule
 from klto.record import (
     SCHEMA,
     Artifact,
@@ -19,7 +20,6 @@ from klto.record import (
     Link,
     Machine,
     MemorySample,
-    Module,
     ObjectSize,
     Proof,
     Record,
@@ -64,7 +64,7 @@ FINDING: dict[str, Any] = {
 }
 
 
-def _modules(count: int, chance: random.Random) -> list[Module]:
+def _modules(count: int, chance: random.Random) -> list[LinkedModule]:
     """Backends on two threads, one after the other on each."""
     clock = [BEGAN + 301.0, BEGAN + 301.0]
     modules = []
@@ -74,7 +74,7 @@ def _modules(count: int, chance: random.Random) -> list[Module]:
         folder = _FOLDERS[number % len(_FOLDERS)]
         cached = number % 10 == 9
         modules.append(
-            Module(
+            LinkedModule(
                 name=f"{folder}/object_{number}.o",
                 seconds=None if cached else seconds,
                 bytes_in=int(20_000 + 400_000 * seconds),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
+from klto.cli.options import add_jobs_option, add_output_options, add_tree_options, seconds, size
 
 if TYPE_CHECKING:
     from klto.build.folder import Folder
@@ -43,6 +43,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument(
+        "--no-lto",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave a directory or source file of the tree out of LTO; repeatable",
+    )
+    parser.add_argument(
+        "--keep-names",
+        action="store_true",
+        help="let functions that LTO makes global keep their names, where the linker can",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="memory for each step from the link on, such as 2G (default: what is available)",
+    )
+    parser.add_argument(
+        "--module-timeout",
+        type=seconds,
+        metavar="S",
+        help="end a module's backend that gets nowhere for S seconds (default: 600; 0: never)",
+    )
+    parser.add_argument(
         "--time-trace", action="store_true", help="let the linker trace its phases, for klto report --trace"
     )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
@@ -71,6 +95,10 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        no_lto=tuple(args.no_lto),
+        keep_names=args.keep_names,
+        memory=args.memory,
+        **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,
         time_trace=args.time_trace,
         boot_timeout=args.timeout,

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from klto.events import LinkedModule
 from klto.link.run import TIME_TRACE
-from klto.record import Link, Module, Record
+from klto.record import Link, Record
 from klto.report.compare import vmlinux_link
 from klto.report.side import Side
 
@@ -106,11 +107,11 @@ def _backends(record: Record) -> Iterator[Event]:
         )  # fmt: skip
 
 
-def _modules_of(link: Link | None) -> list[Module]:
+def _modules_of(link: Link | None) -> list[LinkedModule]:
     return link.modules if link is not None else []
 
 
-def _timed(module: Module) -> tuple[Module, float, float] | None:
+def _timed(module: LinkedModule) -> tuple[LinkedModule, float, float] | None:
     if module.start is None or module.seconds is None or module.cached:
         return None
     return module, module.start, module.seconds
