@@ -142,6 +142,8 @@ def _lines(
     *,
     btf: bool,
 ) -> Iterator[str]:
+    import textwrap
+
     from klto.report.units import duration, size
 
     yield f"bitcode   {size(sum(plan.basis.modules))}: {plan.basis.what}"
@@ -165,8 +167,11 @@ def _lines(
         yield f"advice    nothing fits: up to {need} of memory are needed; close programs or add swap"
     else:
         yield f"advice    {command}"
-    yield f"estimates are of a link with an empty cache, calibrated on {calibration.on};"
-    yield f"times are multiples of a reference link, which takes {reference:.2f} s here"
+    yield from textwrap.wrap(
+        f"Of a link with an empty cache. Calibrated on {calibration.on}. Times are multiples of a reference link, "
+        f"which takes {reference:.2f} s here.",
+        100,
+    )
 
 
 def _span(found: Range, show: object) -> str:
