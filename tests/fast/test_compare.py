@@ -89,7 +89,8 @@ def test_planted_function_is_the_only_difference(
     assert (pair["up"], pair["down"], pair["after"] - pair["before"]) == (4096, 0, 4096)
     assert main(["compare", str(before), str(after)]) == 0
     assert re.search(
-        r"add/remove: 1/0 .*\n.*\n\n +new: 1 .*\n +planted +- +4096 +\+4096", capsys.readouterr().out
+        r"Symbols, A -> B\n +add/remove: 1/0 .*\n.*\n\n +new: 1 +A +B +B-A\n +planted +- +4096 +\+4096",
+        capsys.readouterr().out,
     )
 
 

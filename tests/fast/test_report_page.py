@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,15 @@ def _assert_nested(spans: list[dict[str, int]]) -> None:
                 open_ends.pop()
             assert not open_ends or event["ts"] + event["dur"] <= open_ends[-1], event
             open_ends.append(event["ts"] + event["dur"])
+
+
+def test_d3_is_what_its_list_says() -> None:
+    folder = resources.files("klto.report").joinpath("web", "d3")
+    listed = dict(re.findall(r"\| (\S+\.min\.js) \|.*`(\w+)`", folder.joinpath("README.md").read_text()))
+    found = {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.name.endswith(".js")
+    }
+    assert found == listed
 
 
 def test_spans_at_once_go_to_lanes_of_their_own() -> None:

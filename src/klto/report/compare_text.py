@@ -128,7 +128,7 @@ def lines(found: Comparison, *, markdown: bool, top: int) -> Iterator[str]:
         changed = [row for row in rows if row.differs and largest_delta(row)]
         yield from out.rows(title, changed[: top or None], len(changed))
     for index, pair in enumerate(found.pairs):
-        yield from _pair_lines(pair, f"A -> {'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[(index + 1) % 26]}", out, top)
+        yield from _pair_lines(pair, _LETTERS[(index + 1) % 26], out, top)
 
 
 def _short_names(labels: Sequence[str]) -> list[str]:
