@@ -17,7 +17,7 @@ from report_samples import FINDING, sample_record, write_record
 from klto.cli import main
 from klto.report.attribution import AMBIGUOUS, GENERATED, Definitions, directory_of
 from klto.report.compare import compare
-from klto.report.compare_text import MAIL_WIDTH, lines
+from klto.report.compare_text import lines
 from klto.report.image import Image, Symbol, origin_of
 from klto.report.side import open_side
 from klto.report.symbols import Change, Trees, diff_symbols
@@ -188,7 +188,7 @@ def test_markdown_is_fit_for_a_mail(tmp_path: Path) -> None:
         open_side(write_record(tmp_path / name, sample_record(20 + 7 * i))) for i, name in enumerate(names)
     ]
     text = list(lines(compare(sides), markdown=True, top=0))
-    assert max(map(len, text)) <= MAIL_WIDTH
+    assert max(map(len, text)) <= 75
     assert all(line.isascii() for line in text)
     tables = [line for line in text if line.startswith("|")]
     assert len(tables) > 20
