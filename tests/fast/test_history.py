@@ -131,7 +131,10 @@ def test_every_build_is_added_and_a_damaged_history_stops_none(
     build_dir = tmp_path / "build"
     build_dir.mkdir()
     (build_dir / ".config").write_text(thin_config(llvm_bin))
-    assert klto("build", "-q", "-C", tree, "-b", build_dir).status == 0
+    assert klto("build", "-q", "-C", tree, "-b", build_dir, "--time-trace").status == 0
+    trace = tmp_path / "trace.json"
+    assert klto("report", "-q", "-b", build_dir, "--trace", trace).status == 0
+    assert any(e.get("cat") == "linker" for e in json.loads(trace.read_text())["traceEvents"])
     (run,) = read_history()
     assert (run.build_dir, run.status, run.lto, run.bitcode_modules) == (str(build_dir), "done", "thin", 6)
     assert run.vmlinux_bytes == (build_dir / "vmlinux").stat().st_size

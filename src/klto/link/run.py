@@ -55,10 +55,11 @@ class Link:
         self.attempts = 0
 
     def parallel(self) -> list[str]:
-        """Options for the number of backends at once."""
+        """Options for the number of backends at once, and for the linker's own trace."""
+        tracing = _tracing(self.request)
         if self.request.sets(*_PARALLEL_OPTIONS):
-            return []
-        return [f"--threads={self.jobs}", f"--thinlto-jobs={self.jobs}"]
+            return tracing
+        return [*tracing, f"--threads={self.jobs}", f"--thinlto-jobs={self.jobs}"]
 
 
 def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> int:
@@ -66,7 +67,7 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
 
     :returns: its status; negative for a signal.
     """
-    link = Link(linker, [*arguments, *_tracing(request)], request, inputs)
+    link = Link(linker, arguments, request, inputs)
     tokens = Tokens(os.environ.get(ENV_PATH))
     try:
         # One module is one backend: more jobs than modules would idle.
