@@ -90,7 +90,7 @@ class Module:
         producer, epoch = None, None
         if self._identification is not None:
             codes = (_IDENTIFICATION_CODE_STRING, _IDENTIFICATION_CODE_EPOCH)
-            for item in self._stream.items(self._identification, [], codes, {}):
+            for item in self._stream.items(self._identification, [], codes, None):
                 if isinstance(item, Record) and item.code == _IDENTIFICATION_CODE_STRING:
                     producer = _decode(item.text())
                 elif isinstance(item, Record):
@@ -116,7 +116,7 @@ class Module:
         text: dict[int, bytes] = {}
         sections: list[str] = []
         version, summary, digest = 0, None, None
-        for item in self._stream.items(self._block, [], _PROPERTIES, {}):
+        for item in self._stream.items(self._block, [], _PROPERTIES, None):
             if isinstance(item, Block):
                 if item.block_id == _GLOBALVAL_SUMMARY_BLOCK_ID:
                     summary = "thin"
@@ -140,7 +140,7 @@ class Module:
 
     def hash_record(self) -> Record | None:
         """The record of its hash, or None when it has none."""
-        records = self._stream.items(self._block, [], (_MODULE_CODE_HASH,), {})
+        records = self._stream.items(self._block, [], (_MODULE_CODE_HASH,), None)
         return next((item for item in records if isinstance(item, Record)), None)
 
     def _hash(self, record: Record) -> bytes:
@@ -213,7 +213,7 @@ class Module:
         budget = 4 * len(strtab)
         # Globals are numbered in the order of their records; an alias names its target by number.
         is_code: list[bool] = []
-        for item in self._stream.items(self._block, [], GLOBALS, {}):
+        for item in self._stream.items(self._block, [], GLOBALS, None):
             if isinstance(item, Record):
                 ops = item.ops(10)
                 offset, size = ops[:2] if len(ops) >= 8 else (0, len(strtab) + 1)

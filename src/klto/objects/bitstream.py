@@ -118,12 +118,13 @@ class Bitstream(Bits):
         return Block(block_id, width, begin, begin + 32 * words)
 
     def items(
-        self, block: Block, abbrevs: list[Abbrev], codes: Container[int], info: dict[int, list[Abbrev]]
+        self, block: Block, abbrevs: list[Abbrev], codes: Container[int], info: dict[int, list[Abbrev]] | None
     ) -> Iterator[Block | Record]:
         """What a block holds, in order: its blocks, not entered, and the records whose code is in ``codes``.
 
         :param abbrevs: those that a BLOCKINFO gave this block's kind; the block's own are added to a copy.
-        :param info: where the abbreviations of a BLOCKINFO block met on the way are kept, by block ID.
+        :param info: where the abbreviations of a BLOCKINFO block met on the way are kept, by block ID; None
+            passes over it, for those who enter no other block.
         :raises MalformedObject: when the block is not what it says.
         """
         abbrevs = list(abbrevs)
@@ -143,10 +144,10 @@ class Bitstream(Bits):
                     raise self.malformed(
                         at, "expected a block within its parent, found one that runs past it"
                     )
-                if inner.block_id == BLOCKINFO_BLOCK_ID:
-                    self._read_blockinfo(inner, info)
-                else:
+                if inner.block_id != BLOCKINFO_BLOCK_ID:
                     yield inner
+                elif info is not None:
+                    self._read_blockinfo(inner, info)
                 at = inner.end
             elif entry == DEFINE_ABBREV:
                 abbrev, at = self._define_abbrev(at)
