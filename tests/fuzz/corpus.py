@@ -31,6 +31,8 @@ asm(".section .init,\"a\"\n"
     "__initcall_start:\n__initcall__kmod_b__5_6_start6s:\n\t.long start - .\n__initcall_end:\n\t.previous");
 int start(void) { return 0; }
 """
+#: Many symbols, and one name so long that together they must not all have it.
+NAMES = "".join(f"int s{number};" for number in range(80)) + f"int {'n' * 2000};"
 
 #: Pieces of kernels are no larger than this: what an input costs grows with it.
 _PIECE_BYTES = 6000
@@ -80,6 +82,8 @@ def _made_by(llvm: Path) -> list[bytes]:
         run("clang", "-c", "-w", "v.c", "--target=x86_64-linux-gnu", "-o", "v.o")
         run("ld.lld", "v.o", "-o", "vmlinux.o", *lenient)
         (folder / "v.o").unlink()
+        (folder / "n.c").write_text(NAMES)
+        run("clang", "-c", "n.c", "--target=x86_64-linux-gnu", "-o", "names.o")
         run("llvm-ar", "rcS", "full.a", "thin.o", "elf.o")
         run("llvm-ar", "rcs", "named.a", "elf32.o", "a rather long name for a member.o")
         run("llvm-ar", "rcST", "thin.a", "thin.o", "elf.o", "/dev/null")

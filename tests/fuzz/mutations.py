@@ -34,8 +34,8 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         if not out:
             return bytes(out)
-        at = rng.randrange(len(out))
-        match rng.randrange(10):
+        at = _place(len(out), rng)
+        match rng.randrange(11):
             case 0:
                 out[at] ^= 1 << rng.randrange(8)
             case 1:
@@ -58,7 +58,20 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
                 _shift_bits(out, at, rng)
             case 9:
                 _set_decimal(out, at, rng)
+            case 10:
+                _repeat(out, at & ~7, rng)
     return bytes(out)
+
+
+def _place(size: int, rng: random.Random) -> int:
+    """Anywhere, but headers are at the beginning, and ELF's section headers and bitcode's symbol table at the
+    end."""
+    match rng.randrange(5):
+        case 0:
+            return rng.randrange(min(size, 64))
+        case 1:
+            return size - 1 - rng.randrange(size // 4 + 1)
+    return rng.randrange(size)
 
 
 def _set_number(out: bytearray, at: int, rng: random.Random) -> None:
@@ -85,3 +98,11 @@ def _set_decimal(out: bytearray, at: int, rng: random.Random) -> None:
         width = len(field[0])
         number = b"%d" % rng.choice((*_SPECIAL, len(out), at, rng.randrange(1000)))
         out[field.start() : field.end()] = number[:width].ljust(width)
+
+
+def _repeat(out: bytearray, at: int, rng: random.Random) -> None:
+    """An entry of a table over those behind it."""
+    size = rng.choice((4, 8, 16, 24, 40, 64))
+    piece = bytes(out[at : at + size])
+    for place in range(at + size, min(len(out) - size, at + size * rng.choice((2, 8, 100))), size):
+        out[place : place + size] = piece
