@@ -135,7 +135,9 @@ def _tables(build_dir: Path, folder: Path) -> None:
     print(elf.row(1 / 8), flush=True)
     for what, code in (("columns", READ_COLUMNS), ("symbols", READ_BITCODE)):
         name = f"{what} of {len(objects)} bitcode objects / llvm-nm"
-        row = in_turn(name, partial(inside[code], objects), nm, PAIRS)  # type: ignore[arg-type]
+        reader = inside[code]
+        assert callable(reader)
+        row = in_turn(name, partial(reader, objects), nm, PAIRS)
         print(row.row(1 / 5), flush=True)
     # What a process of its own would add to ours; theirs have it in them.
     for what, code, argument in (("numpy", READ_ELF, vmlinux_o), ("the reader", READ_BITCODE, os.devnull)):
