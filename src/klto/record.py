@@ -146,6 +146,8 @@ class Verification(_Value, frozen=True):
     native: int
     kernel_modules: int
     vmlinux_o_links: int
+    #: Local functions and variables that LTO has made global and renamed to ``NAME.llvm.NUMBER`` in vmlinux.o.
+    promoted_names: int | None = None
     problems: list[str] = []
     warnings: list[str] = []
 
@@ -207,6 +209,8 @@ class Record(_Value, frozen=True):
     compiled_twice: list[str] = []
     linked_twice: list[str] = []
     links: list[Link] = []
+    #: Outputs that were made under an option of klto which Kbuild cannot see: no-lto, keep-names.
+    overrides: dict[str, str] = {}
     removed: list[str] = []
     notes: list[str] = []
     verification: Verification | None = None

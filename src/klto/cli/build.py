@@ -43,6 +43,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument(
+        "--no-lto",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave a directory or source file of the tree out of LTO; repeatable",
+    )
+    parser.add_argument(
+        "--keep-names",
+        action="store_true",
+        help="let functions that LTO makes global keep their names, where the linker can",
+    )
+    parser.add_argument(
         "--memory",
         type=size,
         metavar="SIZE",
@@ -80,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        no_lto=tuple(args.no_lto),
+        keep_names=args.keep_names,
         memory=args.memory,
         **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,

@@ -96,14 +96,24 @@ def _error_lines(said: bytes) -> list[str]:
     return [line for line in said.decode("utf-8", "replace").splitlines() if ERROR.decode() in line]
 
 
-def blame(link: Link, ended: Ended, tasks: Tasks | None) -> None:
-    """Find the guilty modules of a failed link, say who they are, and keep reproducers."""
+def blame(link: Link, ended: Ended, suspects: list[Module]) -> None:
+    """Find the guilty modules of a failed link, say who they are, and keep reproducers.
+
+    The link's own status stays what it is, whatever becomes of the search.
+    """
+    try:
+        _blame(link, ended, suspects)
+    except OSError as problem:
+        note(f"{link.request.output}: the search for guilty modules ended: {problem}")
+
+
+def _blame(link: Link, ended: Ended, suspects: list[Module]) -> None:
     if link.full:
         _blame_function(link, ended)
         return
     search = _Search(link)
     try:
-        guilty = search.run(ended, _suspects(ended, tasks, link.inputs.modules))
+        guilty = search.run(ended, suspects)
     finally:
         search.close()
     if not guilty:
@@ -120,15 +130,16 @@ def blame(link: Link, ended: Ended, tasks: Tasks | None) -> None:
 
 def blame_unseen(link: Link, ended: Ended) -> None:
     """Blame after a link without the cache, whose backends were not followed: when a crash or an error names one."""
-    if ended.returncode < 0 or b"LLVM ERROR" in ended.said or _suspects(ended, None, link.inputs.modules):
-        blame(link, ended, None)
+    suspects = suspects_of(ended, None, link.inputs.modules)
+    if ended.returncode < 0 or b"LLVM ERROR" in ended.said or suspects:
+        blame(link, ended, suspects)
 
 
 def _say(link: Link, guilty: list[Guilty], *, complete: bool) -> None:
     others = link.inputs.bitcode - len(guilty)
     note(
         f"{link.request.output}: {len(guilty)} of {link.inputs.bitcode} modules cannot be generated"
-        + (f"; the other {others} can, and are kept" if complete else "; the search was ended there")
+        + (f"; the other {others} can" if complete else "; the search was ended there")
     )
     for found in guilty:
         where = f", function {found.function}" if found.function else ""
@@ -152,7 +163,7 @@ def _say(link: Link, guilty: list[Guilty], *, complete: bool) -> None:
     )
 
 
-def _suspects(ended: Ended, tasks: Tasks | None, modules: list[Module]) -> list[Module]:
+def suspects_of(ended: Ended, tasks: Tasks | None, modules: list[Module]) -> list[Module]:
     """Modules to run alone first, most suspicious ones only."""
     # Substitutes for archives and modules have the same identifiers behind another folder.
     lines = [*_error_lines(ended.said), *_MODULE.findall(ended.said.decode("utf-8", "replace"))]
@@ -246,7 +257,7 @@ class _Search:
             ).wait()
             if ended.returncode != 0:
                 distrust(view, ended, tasks, link.inputs.modules)
-            suspects = _suspects(ended, tasks, link.inputs.modules) if ended.returncode else []
+            suspects = suspects_of(ended, tasks, link.inputs.modules) if ended.returncode else []
         return ended, suspects
 
 

@@ -36,6 +36,11 @@ _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
 ENV_MODULE_TIMEOUT = "KLTO_MODULE_TIMEOUT"
 DEFAULT_MODULE_TIMEOUT = 600.0
 
+#: The environment variable that says to keep the names of promoted locals, and the options for it (LLVM's
+#: llvm/lib/Transforms/Utils/FunctionImportUtils.cpp; releases up to 22 do not have it: ask the linker).
+ENV_KEEP_NAMES = "KLTO_KEEP_NAMES"
+KEEP_NAMES_OPTIONS = ("-mllvm", "-always-rename-promoted-locals=false")
+
 
 class Link:
     """A link to be done: the linker, its arguments, what they mean, and what klto may use for it."""
@@ -127,11 +132,12 @@ def _run_cached(link: Link) -> int | None:
                 f"no space for the link cache in {link.root}: {link.request.output} is linked again without it"
             )
             return None
-        from klto.link.blame import blame, distrust  # Late: only a failing link needs it.
+        from klto.link.blame import blame, distrust, suspects_of  # Late: only a failing link needs it.
 
         backends = distrust(cached.view, ended, tasks, link.inputs.modules)
+        suspects = suspects_of(ended, tasks, link.inputs.modules)
     if backends:
-        blame(link, ended, tasks)
+        blame(link, ended, suspects)
     return ended.returncode
 
 
@@ -207,7 +213,7 @@ def _journal_end(
         stopped_by=ended.stopped_by,
         cause=ended.cause,
         again=again,
-        generated=len(tasks.finished()) if tasks else sum(1 for _ in view.generated()) if view else None,
+        generated=len(tasks.started()) if tasks else sum(1 for _ in view.generated()) if view else None,
         modules=_modules(link, tasks) if ended.returncode == 0 else [],
     )
 
@@ -215,6 +221,7 @@ def _journal_end(
 def _modules(link: Link, tasks: Tasks | None) -> list[dict[str, object]]:
     """What became of each module, for the record."""
     done = tasks.sort_out()[0] if tasks else {}
+    started = tasks.started() if tasks else {}
     found: list[dict[str, object]] = []
     for number, module in enumerate(link.inputs.modules, start=1):
         times = done[number][0] if number in done else None
@@ -224,7 +231,7 @@ def _modules(link: Link, tasks: Tasks | None) -> list[dict[str, object]]:
                 "seconds": round(times.seconds, 3) if times else None,
                 "bytes_in": module.size,
                 "bytes_out": times.bytes_out if times else None,
-                "cached": tasks is not None and times is None,
+                "cached": tasks is not None and number not in started,
             }
         )
     return found
