@@ -30,15 +30,15 @@ CONFIG_FUSE_FS=m
 CONFIG_CUSE=m
 """
 AUTOKSYMS = "include/generated/autoksyms.h"
-#: A shell whose scripts/gen_autoksyms.sh does not leave __this_module out.
+#: A "sh" whose scripts/gen_autoksyms.sh does not leave __this_module out.
 UNFILTERED_SHELL = """#!/bin/sh
 case "$1" in
 */gen_autoksyms.sh)
 	sed '/__this_module/s/.*/cat |/' "$1" > "$0.copy"
 	shift
-	exec sh "$0.copy" "$@" ;;
+	exec /bin/sh "$0.copy" "$@" ;;
 esac
-exec sh "$@"
+exec /bin/sh "$@"
 """
 
 
@@ -93,7 +93,7 @@ def trimmed(linux_6_1: Path) -> Iterator[Trimmed]:
     shutil.rmtree(folder)
 
 
-def test_whitelist_spares_the_second_time(trimmed: Trimmed) -> None:
+def test_whitelist_spares_the_second_time(trimmed: Trimmed, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, build_dir = trimmed.folder, trimmed.build_dir
     whitelist = folder / "whitelist"
     request = f'CONFIG_UNUSED_KSYMS_WHITELIST="{whitelist}"'
@@ -114,11 +114,15 @@ def test_whitelist_spares_the_second_time(trimmed: Trimmed) -> None:
     assert run_klto("ksyms", "audit", "-b", build_dir).status == 0
 
     # Red: with a generator that does not leave __this_module out, the list is found wrong once more.
-    shell = folder / "shell"
+    shell = folder / "bin/sh"
+    shell.parent.mkdir()
     shell.write_text(UNFILTERED_SHELL)
     shell.chmod(0o755)
     (build_dir / AUTOKSYMS).unlink()
-    unfiltered = trimmed.build("-K", request, f"CONFIG_SHELL={shell}")
+    with monkeypatch.context() as patched:
+        # Kbuild runs its scripts with CONFIG_SHELL, which is "sh".
+        patched.setenv("PATH", f"{shell.parent}:{os.environ['PATH']}")
+        unfiltered = trimmed.build("-K", request)
     assert unfiltered.lists == 1
 
     # Red: the same modules without the list.
