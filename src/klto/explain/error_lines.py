@@ -41,7 +41,8 @@ _HARMLESS = re.compile(
 _CONSEQUENCE = re.compile(
     r"too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
     r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated|clang(?:\+\+)?: error: (?:clang frontend|linker)"
-    r"|unable to execute command|PLEASE ATTACH THE FOLLOWING|Please, consider renaming|run standard error"
+    r"|unable to execute command|PLEASE submit a bug report|Failed to encode BTF|failed to attach (?:kprobe|BPF)"
+    r"|at least one side of the expression must be absolute|PLEASE ATTACH THE FOLLOWING|Please, consider renaming|run standard error"
 )
 _WARNING = re.compile(r"(?:^|[\s:])(?:warning|WARNING|Warning): ")
 
@@ -56,7 +57,9 @@ def is_error(text: str) -> bool:
     bare = without_prefix(text)
     if not _ERROR.search(bare) or _HARMLESS.search(bare):
         return False
-    return not (_WARNING.search(bare) and "WARNING: CPU: " not in bare and not re.search(r"\berror: |ERROR: ", bare))
+    return not (
+        _WARNING.search(bare) and "WARNING: CPU: " not in bare and not re.search(r"\berror: |ERROR: ", bare)
+    )
 
 
 def is_consequence(text: str) -> bool:

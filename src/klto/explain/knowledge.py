@@ -6,7 +6,6 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 
 import msgspec
@@ -127,7 +126,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from self.never
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(pattern: str) -> re.Pattern[str]:
     """A pattern, compiled when it is first needed."""
     return re.compile(pattern)
