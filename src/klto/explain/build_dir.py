@@ -70,6 +70,18 @@ class BuildDir:
                 continue
         return []
 
+    @cached_property
+    def bitcode_members(self) -> list[Member]:
+        """Those of :attr:`members` that are bitcode."""
+        found = []
+        for member in self.members:
+            try:
+                if member.kind() == "bitcode":
+                    found.append(member)
+            except MalformedObject:
+                continue  # It was removed since.
+        return found
+
     def member_at(self, name: str) -> str | None:
         """The object that ``vmlinux.a(fork.o at 2432)`` names, by the offset of its header."""
         found = _AT.search(name)
@@ -103,9 +115,9 @@ class BuildDir:
                 continue
 
     def option_values(self, option: str) -> dict[str, list[str]]:
-        """Objects of vmlinux by the value that their saved command gives an option (the last one counts)."""
+        """Bitcode modules of vmlinux by the value that their saved command gives an option (the last one counts)."""
         values: dict[str, list[str]] = defaultdict(list)
-        for member in self.members:
+        for member in self.bitcode_members:
             command = self.command(self._short(member))
             if command is None:
                 continue
@@ -141,10 +153,16 @@ class BuildDir:
         return os.path.relpath(member.path, self.path)
 
 
-def look(build_dir: BuildDir, captures: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Sentences about what was caught, and further captures (``path``: what ``--no-lto`` takes)."""
+def look(build_dir: BuildDir, text: str, captures: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Sentences about a line and what was caught of it, and further captures (``path``: what ``--no-lto`` takes)."""
     said: list[str] = []
     more: dict[str, str] = {}
+    if "ld-temp.o" in text and build_dir.bitcode_members:
+        # lld/ELF/LTO.cpp and llvm/lib/LTO/LTO.cpp: the combined module of regular LTO has this name.
+        count = len(build_dir.bitcode_members)
+        said.append(
+            f"ld-temp.o is no file: it is the module that LTO merged of vmlinux's {count} bitcode objects"
+        )
     for name in ("member", "object", "other", "culprit", "file"):
         found = build_dir.member_at(captures.get(name, ""))
         if found:

@@ -36,13 +36,15 @@ _ERROR = re.compile(
 _HARMLESS = re.compile(
     r"(?:^|\s)-W(?:no-)?error|\b0 errors?\b|ignored\)?$|\*\*\* (?:Waiting for unfinished|Deleting )"
     r"|^\s+(?:CC|LD|AR|AS|HOSTCC|GEN|OBJCOPY|CHK|UPD|LTO)\b|\berrors?=remount|\*\*\* (?:Configuration|Execute|End of)"
-    r"|savedcmd_|cmd_\S+ := |\*\*\* (?:Default|Please)"
+    r"|ACPI (?:BIOS )?(?:Error|Exception)|savedcmd_|cmd_\S+ := |\*\*\* (?:Default|Please)"
 )
 _CONSEQUENCE = re.compile(
     r"too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
-    r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated|clang(?:\+\+)?: error: (?:clang frontend|linker)"
+    r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated"
+    r"|clang(?:\+\+)?: error: (?:clang frontend|linker)"
     r"|unable to execute command|PLEASE submit a bug report|Failed to encode BTF|failed to attach (?:kprobe|BPF)"
-    r"|at least one side of the expression must be absolute|PLEASE ATTACH THE FOLLOWING|Please, consider renaming|run standard error"
+    r"|at least one side of the expression must be absolute|PLEASE ATTACH THE FOLLOWING|Please, consider renaming"
+    r"|run standard error"
 )
 _WARNING = re.compile(r"(?:^|[\s:])(?:warning|WARNING|Warning): ")
 

@@ -107,7 +107,7 @@ def _weighed(found: Explanation, entry: Entry, facts: Facts, build_dir: Path | N
     if said:
         confidence = CONFIDENCES[min(CONFIDENCES.index(confidence) + 1, len(CONFIDENCES) - 1)]
     if build_dir is not None:
-        seen, more = look(BuildDir(build_dir), captures)
+        seen, more = look(BuildDir(build_dir), found.lines[0].text, captures)
         said += seen
         captures.update(more, build_dir=str(build_dir))
     return dataclasses.replace(

@@ -108,7 +108,7 @@ class Matcher:
             self._unread(self._literals.literals[number], count)
         found = self._literals.find(window.data, window.begin, window.end)
         events: list[tuple[int, int]] = []
-        full = []
+        full: dict[int, int] = {}
         for number, places in found.items():
             literal = self._literals.literals[number]
             room = MAX_READ - self._read[number]
@@ -117,16 +117,21 @@ class Matcher:
                 (at, number) for at in places[:room].tolist() if window.data.startswith(literal, at)
             )
             if len(places) > room:
-                full.append(number)
-                self._unread(literal, window.data.count(literal, int(places[room]), window.end))
-        if full:
-            self._literals.drop(full)
-            self.folds_exact &= WARNING_LITERALS.isdisjoint(self._literals.literals[n] for n in full)
-            self._frequent += [n for n in full if self._literals.literals[n] in self._clauses][
-                : MAX_COUNTED - len(self._frequent)
-            ]
+                full[number] = window.data.count(literal, int(places[room]), window.end)
         for line, literals in _by_line(window, sorted(events)):
             self._line(window, line, [self._literals.literals[number] for number in literals])
+        if full:
+            self._too_many(full)
+
+    def _too_many(self, full: Mapping[int, int]) -> None:
+        """Read these literals' lines no more; their counts of unread occurrences come with them."""
+        self._literals.drop(full)
+        literals = self._literals.literals
+        self.folds_exact &= WARNING_LITERALS.isdisjoint(literals[number] for number in full)
+        for number, count in full.items():
+            self._unread(literals[number], count)
+            if literals[number] in self._clauses and len(self._frequent) < MAX_COUNTED:
+                self._frequent.append(number)
 
     def _unread(self, literal: bytes, count: int) -> None:
         for clause in self._clauses.get(literal, ()):
