@@ -336,3 +336,25 @@ def test_build_dir_knows_versions(build_dir: Path) -> None:
 def test_an_empty_build_dir_says_nothing(tmp_path: Path) -> None:
     (one,) = explain_log(DUPLICATE, tmp_path).explanations
     assert one.found == ()
+
+
+def test_a_failed_build_says_what_is_known(tmp_path: Path) -> None:
+    from klto.build.failure import explain_failure
+    from klto.build.make import MakeResult
+    from klto.process import Usage
+
+    lines = [
+        *DUPLICATE.decode().splitlines(),
+        "make[2]: *** [scripts/Makefile.vmlinux_o:65: vmlinux.o] Error 1",
+    ]
+    usage = Usage(0.0, 0.0, 0)
+    error = explain_failure(MakeResult(2, usage, lines, [], 0), tmp_path / ".klto/build.log", "klto build")
+    assert error.hint is not None
+    said = error.hint.splitlines()
+    assert said[0] == "duplicate-symbol (high confidence): dup is defined in two objects"
+    assert f"all of it: klto explain -b {tmp_path}" in said
+    assert len(said) <= 6
+    error = explain_failure(
+        MakeResult(2, usage, ["make: *** [Makefile:3: x] Error 1"], [], 0), tmp_path / "l", "again"
+    )
+    assert error.hint == f"log: {tmp_path / 'l'}\nagain: again"

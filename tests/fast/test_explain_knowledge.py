@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import re._parser as regex_parser  # type: ignore[import-not-found]
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from klto.explain import Explanations, explain_log
-from klto.explain.knowledge import Entry, KnowledgeError, Sample, entries, parse_entry
+from klto.explain.knowledge import Entry, KnowledgeError, Sample, compiled, entries, parse_entry
 
 CLEAN = sorted((Path(__file__).parent / "clean_logs").iterdir())
 ENTRIES = entries()
@@ -134,6 +135,52 @@ def test_no_pattern_nests_repeats() -> None:
         for clause in entry.clauses():
             for pattern in (clause.pattern, *clause.unless):
                 assert not list(_repeats(regex_parser.parse(pattern))), (entry.id, pattern)
+
+
+#: What makes a careless pattern slow: runs of one character class, cut into words, paths and quotes.
+HOSTILE = (
+    "a",
+    "a ",
+    "a/",
+    "a.",
+    "_",
+    "x+",
+    '"',
+    "'",
+    "(",
+    " ",
+    "1",
+    "0x1",
+    ": ",
+    "a.o ",
+    ".a(",
+    "-",
+    "[",
+    "> ",
+)
+
+
+def _seconds(pattern: re.Pattern[str], text: str) -> float:
+    best = 1.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        pattern.search(text)
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def test_patterns_take_no_more_than_linear_time() -> None:
+    """Against a pattern that is linear: a quadratic one takes hundreds of times as long on lines as long as these."""
+    plain = re.compile(r"\A(?:[a-m]|[^a-m])*!")
+    assert _seconds(re.compile(r"[^\s:]+\.o\S*: x"), "a." * 800) > 20 * _seconds(plain, "a." * 800)
+    for entry in ENTRIES:
+        for clause in entry.clauses():
+            literal = clause.literals[0].decode()
+            for part in (*HOSTILE, literal):
+                filler = (part * 800)[:800]
+                text = filler + literal + filler
+                taken = _seconds(compiled(clause.pattern), text)
+                assert taken < 20 * max(_seconds(plain, text), 20e-6), (entry.id, part)
 
 
 def test_literals_are_in_what_the_pattern_matches() -> None:

@@ -8,7 +8,8 @@ import re
 ERROR_LITERALS = frozenset(
     (
         b" error: ", b":error: ", b"ERROR: ", b" Error: ", b"Error 1\n", b"fatal error", b"LLVM ERROR",
-        b"FAILED: ", b": *** [", b"  Stop.", b" Killed", b"Segmentation fault", b"undefined reference",
+        b"FAILED: ", b": *** [", b"  Stop.", b" Killed", b"Segmentation fault", b"multiple definition of ",
+        b"undefined reference",
         b"ssertion `", b"ssertion fail", b"PLEASE submit a bug", b"Kernel panic - not", b"kernel BUG at ",
         b"Internal error: ", b"unable to handle", b"Unable to handle", b"general protection",
         b"command not found", b"No rule to make target", b"CFI failure", b"WARNING: CPU: ",
@@ -26,6 +27,7 @@ _PREFIX = re.compile(r"^(?:[>|#\s]|\d{4}-\d\d-\d\dT[\d:.,+Z-]+|<\d+>|\[[\s\d.T:-
 _ERROR = re.compile(
     r"(?:^|[\s:;])(?:fatal )?error: |\bERROR: |\b(?:Fatal |Internal )?[Ee]rror: |\bLLVM ERROR\b|\bFAILED: |\bFATAL: "
     r"|^fatal: |: \*\*\* |\bKilled\b|\bSegmentation fault\b|\bBus error\b|\bAborted\b|undefined reference"
+    r"|multiple definition of "
     r"|\b[Aa]ssertion (?:'|`|fail)|PLEASE submit a bug|Kernel panic - not|\bkernel BUG at |\bnable to handle "
     r"|[Uu]nable to handle |\bgeneral protection|command not found|No rule to make target|\bCFI failure"
     r"|\bWARNING: CPU: |[Uu]nknown symbol\b|[Nn]o space left|\bcannot (?:find|open) |file (?:format )?not recognized"

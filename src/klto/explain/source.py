@@ -100,12 +100,20 @@ def clean_text(data: bytes) -> str:
 
 def without_controls(data: bytes) -> bytes:
     """Bytes without escape sequences, line ends made line feeds."""
+    return _line_ends(_without_escapes(data))
+
+
+def _without_escapes(data: bytes) -> bytes:
     if b"\x1b" in data:
         if data.count(b"\x1b") > _MANY_ESCAPES:
             for colour in _COLOURS:
                 data = data.replace(colour, b"")
         if b"\x1b" in data:
             data = _ESCAPES.sub(b"", data)
+    return data
+
+
+def _line_ends(data: bytes) -> bytes:
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", REDRAWN)
     return data
@@ -113,14 +121,15 @@ def without_controls(data: bytes) -> bytes:
 
 def windows(stream: Readable) -> Iterator[Window]:
     """The log in windows, from beginning to end; the last one may be empty."""
-    held, before, pending, line = b"", b"", b"", 1
+    held, returned, before, pending, line = b"", b"", b"", b"", 1
     while True:
         raw = stream.read(CHUNK)
-        fresh = held + raw
-        held = b""
-        if raw:
-            fresh, held = _whole_escapes(fresh)
-        pending += without_controls(fresh)
+        fresh, held = _whole_escapes(held + raw) if raw else (held, b"")
+        fresh = returned + _without_escapes(fresh)
+        returned = b""
+        if raw and fresh.endswith(b"\r"):  # Its line feed may be still to come.
+            fresh, returned = fresh[:-1], b"\r"
+        pending += _line_ends(fresh)
         if raw and len(pending) < 2 * CONTEXT:
             continue
         size = len(pending)
@@ -139,12 +148,10 @@ def windows(stream: Readable) -> Iterator[Window]:
 
 
 def _whole_escapes(data: bytes) -> tuple[bytes, bytes]:
-    """What can be cleaned now, and a torn line end or escape sequence at the end that has to wait."""
+    """What can be cleaned now, and a torn escape sequence at the end that has to wait."""
     at = data.rfind(b"\x1b", max(0, len(data) - _LONGEST_ESCAPE))
     if at >= 0 and not _ESCAPES.match(data, at):
         return data[:at], data[at:]
-    if data.endswith(b"\r"):
-        return data[:-1], data[-1:]
     return data, b""
 
 
