@@ -179,8 +179,11 @@ def test_patterns_take_no_more_than_linear_time() -> None:
             for part in (*HOSTILE, literal):
                 filler = (part * 800)[:800]
                 text = filler + literal + filler
-                taken = _seconds(compiled(clause.pattern), text)
-                assert taken < 20 * max(_seconds(plain, text), 20e-6), (entry.id, part)
+                # A busy machine makes one measurement long, not every one.
+                assert any(
+                    _seconds(compiled(clause.pattern), text) < 20 * max(_seconds(plain, text), 20e-6)
+                    for _ in range(8)
+                ), (entry.id, part)
 
 
 def test_literals_are_in_what_the_pattern_matches() -> None:
@@ -198,8 +201,8 @@ def test_literals_are_in_what_the_pattern_matches() -> None:
         (lambda text: text.replace('id = "duplicate-symbol"', 'id = "other"'), "name must be other.toml"),
         (lambda text: text.replace("stage = ", "stages = "), "stages"),
         (lambda text: text.replace("vmlinux.o-link", "nowhere"), "nowhere"),
-        (lambda text: re.sub(r"literal = .*", 'literal = "short"', text), "fewer than 7"),
-        (lambda text: re.sub(r"pattern = .*", 'pattern = "("', text), "pattern"),
+        (lambda text: re.sub(r"(?m)^literal = .*", 'literal = "short"', text), "fewer than 7"),
+        (lambda text: re.sub(r"(?m)^pattern = .*", 'pattern = "("', text), "pattern"),
         (lambda text: re.sub(r"source = .*\n", "", text), "source"),
         (lambda text: text + "]", "duplicate-symbol.toml"),
     ],

@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from klto.explain.knowledge import CONFIDENCES, Clause, Entry, Signature
-from klto.explain.matcher import ErrorLine, Hit, Matcher
+from klto.explain.matcher import MAX_HITS, ErrorLine, Hit, Matcher
 from klto.explain.model import Explanation, LogLine, Remedy
 from klto.explain.stages import MAKE_FAILED
 
@@ -58,6 +58,8 @@ def _hits_of(entry: Entry, matcher: Matcher) -> list[tuple[Signature, Hit, dict[
 
 def _with_near(signature: Signature, hit: Hit, matcher: Matcher) -> dict[str, str] | None:
     captures = dict(hit.captures)
+    if any(_nearest(clause, hit.number, matcher) for clause in signature.not_near):
+        return None
     for clause in signature.near:
         near = _nearest(clause, hit.number, matcher)
         if near is None:
@@ -184,12 +186,14 @@ def _without_fields(text: str) -> str:
 
 
 def uncovered_errors(entries: Sequence[Entry], matcher: Matcher) -> list[ErrorLine]:
-    """Error lines that no entry covers."""
+    """Error lines that no entry explains, nor would if another did not explain the same failure better."""
     covered: set[int] = set()
     for entry in entries:
-        for clause in entry.clauses():
-            tally = matcher.tally(clause)
-            covered.update(hit.number for hit in tally.hits)
-            if tally.count > len(tally.hits):
-                covered.update(error.number for error in matcher.errors if clause.search(error.text))
+        hits = _hits_of(entry, matcher)
+        covered.update(hit.number for _, hit, _ in hits)
+        for signature in {id(signature): signature for signature, _, _ in hits}.values():
+            for clause in (signature, *signature.near):
+                covered.update(hit.number for hit in matcher.tally(clause).hits if clause is not signature)
+                if matcher.tally(clause).count > MAX_HITS:
+                    covered.update(error.number for error in matcher.errors if clause.search(error.text))
     return [error for error in matcher.errors if error.number not in covered]
