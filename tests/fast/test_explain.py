@@ -348,13 +348,15 @@ def test_a_failed_build_says_what_is_known(tmp_path: Path) -> None:
         "make[2]: *** [scripts/Makefile.vmlinux_o:65: vmlinux.o] Error 1",
     ]
     usage = Usage(0.0, 0.0, 0)
-    error = explain_failure(MakeResult(2, usage, lines, [], 0), tmp_path / ".klto/build.log", "klto build")
+    error = explain_failure(
+        MakeResult(2, usage, lines, [], 0, []), tmp_path / ".klto/build.log", "klto build"
+    )
     assert error.hint is not None
     said = error.hint.splitlines()
     assert said[0] == "duplicate-symbol (high confidence): dup is defined in two objects"
     assert f"all of it: klto explain -b {tmp_path}" in said
     assert len(said) <= 6
     error = explain_failure(
-        MakeResult(2, usage, ["make: *** [Makefile:3: x] Error 1"], [], 0), tmp_path / "l", "again"
+        MakeResult(2, usage, ["make: *** [Makefile:3: x] Error 1"], [], 0, []), tmp_path / "l", "again"
     )
     assert error.hint == f"log: {tmp_path / 'l'}\nagain: again"
