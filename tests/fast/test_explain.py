@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,16 @@ def test_the_command_text_json_stdin_and_gzip(
         [sys.executable, "-m", "klto", "explain", "-"], input=KILLED, capture_output=True, check=True
     )
     assert b"killed-link" in piped.stdout
+
+
+def test_the_command_reads_a_named_pipe(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(DUPLICATE,))
+    writer.start()
+    assert main(["explain", str(pipe)]) == 0
+    writer.join()
+    assert b"duplicate-symbol" in capsysbinary.readouterr().out
 
 
 def test_the_command_lists(capsysbinary: pytest.CaptureFixture[bytes]) -> None:

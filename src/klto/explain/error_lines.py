@@ -10,7 +10,8 @@ ERROR_LITERALS = frozenset(
         b" error: ", b":error: ", b"ERROR: ", b" Error: ", b"Error 1\n", b"fatal error", b"LLVM ERROR",
         b"FAILED: ", b": *** [", b"  Stop.", b" Killed", b"Segmentation fault", b"multiple definition of ",
         b"undefined reference",
-        b"ssertion `", b"ssertion fail", b"PLEASE submit a bug", b"Kernel panic - not", b"kernel BUG at ",
+        b"ssertion `", b"ssertion fail", b"PLEASE submit a bug", b"Kernel panic - not", b"BUG: kernel ",
+        b"BUG: unable ", b"BUG: KASAN", b"BUG: KFENCE", b"kernel BUG at ",
         b"Internal error: ", b"unable to handle", b"Unable to handle", b"general protection",
         b"command not found", b"No rule to make target", b"CFI failure", b"WARNING: CPU: ",
         b"unknown symbol", b"Unknown symbol", b"no space left", b"No space left", b"Bus error",
@@ -28,7 +29,8 @@ _ERROR = re.compile(
     r"(?:^|[\s:;])(?:fatal )?error: |\bERROR: |\b(?:Fatal |Internal )?[Ee]rror: |\bLLVM ERROR\b|\bFAILED: |\bFATAL: "
     r"|^fatal: |: \*\*\* |\bKilled\b|\bSegmentation fault\b|\bBus error\b|\bAborted\b|undefined reference"
     r"|multiple definition of "
-    r"|\b[Aa]ssertion (?:'|`|fail)|PLEASE submit a bug|Kernel panic - not|\bkernel BUG at |\bnable to handle "
+    r"|\b[Aa]ssertion (?:'|`|fail)|PLEASE submit a bug|Kernel panic - not|\bkernel BUG at "
+    r"|\bBUG: (?:kernel |unable |KASAN|KFENCE)|\bnable to handle "
     r"|[Uu]nable to handle |\bgeneral protection|command not found|No rule to make target|\bCFI failure"
     r"|\bWARNING: CPU: |[Uu]nknown symbol\b|[Nn]o space left|\bcannot (?:find|open) |file (?:format )?not recognized"
     r"|\bnot recognized as|Out of memory: |disagrees about version|Exec format error|internal compiler error"
@@ -41,7 +43,8 @@ _HARMLESS = re.compile(
     r"|ACPI (?:BIOS )?(?:Error|Exception)|savedcmd_|cmd_\S+ := |\*\*\* (?:Default|Please)"
 )
 _CONSEQUENCE = re.compile(
-    r"too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
+    r"Kernel panic - not syncing: (?:Fatal exception|Oops|BRK handler)"
+    r"|too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
     r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated"
     r"|clang(?:\+\+)?: error: (?:clang frontend|linker)"
     r"|unable to execute command|PLEASE submit a bug report|Failed to encode BTF|failed to attach (?:kprobe|BPF)"

@@ -80,8 +80,7 @@ def explain_file(path: Path, build_dir: Path | None = None) -> Explanations:
     """
     try:
         with path.open("rb") as raw:
-            opener = _COMPRESSED.get(raw.read(3)[:3])
-            raw.seek(0)
+            opener = _COMPRESSED.get(raw.peek(3)[:3])  # Not read: a pipe cannot go back.
             if opener is None:
                 return explain_log(raw, build_dir)
             with opener(raw) as stream:
