@@ -30,8 +30,10 @@ _LONGEST_ESCAPE = 256
 _MANY_ESCAPES = 8192
 _COLOURS = tuple(
     b"\x1b[" + what
-    for what in (b"0m", b"m", b"K", b"1m", b"01m", b"31m", b"35m", b"0;1;31m", b"0;1;35m", b"01;31m", b"01;35m",
-                 b"0;31m", b"0;1m", b"0;1;32m", b"0;1;36m", b"01;36m", b"32m", b"33m")
+    for what in (
+        b"0m", b"1m", b"0;1;31m", b"0;1;35m", b"m", b"K", b"01m", b"01;31m", b"01;35m", b"0;1m", b"0;31m",
+        b"31m", b"32m", b"33m", b"35m",
+    )
 )  # fmt: skip
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ufffe\uffff]+")
 #: GCC and coreutils quote with these in a UTF-8 locale.
@@ -108,6 +110,8 @@ def _without_escapes(data: bytes) -> bytes:
         if data.count(b"\x1b") > _MANY_ESCAPES:
             for colour in _COLOURS:
                 data = data.replace(colour, b"")
+                if b"\x1b" not in data:
+                    break
         if b"\x1b" in data:
             data = _ESCAPES.sub(b"", data)
     return data
