@@ -15,6 +15,7 @@ from klto.check.roles import NATIVE_PARTS, Role, role_of
 from klto.check.saved import read_saved
 from klto.check.subject import Subject, open_subject
 from klto.errors import UsageError
+from klto.kernel.ksyms_audit import Audit
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
 
@@ -48,6 +49,8 @@ class BuildDir:
         self.path = path
         self.with_modules = with_modules
         self.malformed: list[MalformedObject] = []
+        #: Of exported symbols; made by the first rule that asks.
+        self.audit: Audit | None = None
         if not (path / ".config").is_file():
             raise UsageError(
                 f"{path} is no build dir: it has no .config", "name one with -b DIR, or files to check"

@@ -48,12 +48,12 @@ class SymbolIndex:
     """Names in the bitcode of a link.
 
     :ivar defined: global definition to the first module (its place in ``LinkInputs.bitcode``).
-    :ivar local: names of local definitions only.
+    :ivar local: names of local definitions only, to the first module.
     :ivar of_asm: names that module-level assembly defines, to the modules that do.
     """
 
     defined: dict[str, int]
-    local: frozenset[str]
+    local: dict[str, int]
     of_asm: dict[str, list[int]]
 
 
@@ -125,7 +125,7 @@ class LinkInputs:
         :raises MalformedObject: when a module is broken.
         """
         defined: dict[str, int] = {}
-        local: set[str] = set()
+        local: dict[str, int] = {}
         of_asm: dict[str, list[int]] = {}
         hidden = _UNDEFINED | _SPECIFIC
         for number, item in enumerate(self.bitcode):
@@ -140,10 +140,15 @@ class LinkInputs:
                 if flag & _GLOBAL:
                     defined.setdefault(name, number)
                 else:
-                    local.add(name)
-                if not ir:
+                    local.setdefault(name, number)
+                if not ir and name and not name.startswith(".L"):
                     of_asm.setdefault(name, []).append(number)
-        return SymbolIndex(defined, frozenset(local - defined.keys()), of_asm)
+        return SymbolIndex(defined, {name: n for name, n in local.items() if name not in defined}, of_asm)
+
+    def module_of(self, name: str) -> int | None:
+        """The bitcode module that defines a name, global or local; its place in ``bitcode``."""
+        found = self.symbols.defined.get(name)
+        return self.symbols.local.get(name) if found is None else found
 
     @cached_property
     def native_defined(self) -> dict[str, str]:
@@ -177,10 +182,10 @@ def _globals_of(read: ObjectFile) -> list[str]:
     return [names[index] for index in shown.nonzero()[0].tolist()]
 
 
-def _of_records(item: BitcodeInput, number: int, defined: dict[str, int], local: set[str]) -> None:
+def _of_records(item: BitcodeInput, number: int, defined: dict[str, int], local: dict[str, int]) -> None:
     for symbol in item.read().symbols():
         if symbol.defined and not symbol.format_specific:
             if symbol.is_global:
                 defined.setdefault(symbol.name, number)
             else:
-                local.add(symbol.name)
+                local.setdefault(symbol.name, number)

@@ -91,6 +91,6 @@ def all_rules() -> list[Rule]:
             value()
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, Rule) and value.__module__ == module.__name__
-            if hasattr(value, "slug")
+            if "slug" in vars(value)
         ]
     return sorted(found, key=lambda rule: rule.slug)

@@ -25,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("cache", "look after the link cache"),
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
+    "check": ("check", "find in objects what LTO breaks"),
+    "rules": ("rules", "list what the checks look for, or explain one"),
+    "rejoin": ("rejoin", "merge the split sections of a relocatable object"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
 }

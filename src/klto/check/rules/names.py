@@ -1,0 +1,124 @@
+"""Names that assembly defines or needs, and names that LTO changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from klto.check.build_dir import BuildDir
+from klto.check.finding import Finding, Level
+from klto.check.link_inputs import LinkInputs
+from klto.check.rule import Rule
+from klto.check.subject import STT_FUNC
+
+#: ModuleSummaryIndex::getGlobalNameForLocal (llvm/include/llvm/IR/ModuleSummaryIndex.h): NAME.llvm.HASH.
+_PROMOTED = re.compile(r"\.llvm\.\d+$")
+_MOST = 10
+
+
+class AsmSymbolClash(Rule):
+    """Assembly that is fine file by file."""
+
+    slug = "asm-symbol-clash"
+    title = "assembly labels that clash in full LTO, or assembly that needs what is static in C"
+    what = (
+        "Full LTO joins the module-level assembly of all files: a label that two files define is defined twice "
+        "('symbol is already defined'). A name that assembly refers to and that is static in another file is "
+        "undefined."
+    )
+    why = (
+        "without LTO each file is assembled alone, and labels made of __COUNTER__ and __LINE__ need to be unique in "
+        "one file only; static names are renamed when other modules import their users"
+    )
+    remedies: ClassVar = (
+        "make the label from something that is the file's own: KBUILD_MODNAME, __UNIQUE_ID, or a local .L label",
+        "declare what assembly refers to __visible, and not static",
+        "use ThinLTO, which keeps each file's assembly apart",
+    )
+    references: ClassVar = (
+        "https://github.com/ClangBuiltLinux/linux/issues/1913",
+        "include/linux/btf_ids.h, __BTF_ID (6.12)",
+    )
+
+    def of_link(self, link: LinkInputs) -> Iterator[Finding]:
+        if not link.bitcode:
+            return
+        if self._is_full(link):
+            clashes = {name: numbers for name, numbers in link.symbols.of_asm.items() if len(numbers) > 1}
+            for name in sorted(clashes)[:_MOST]:
+                first, second = (link.bitcode[number].name for number in clashes[name][:2])
+                yield self.finding(
+                    first,
+                    f"assembly defines {name} here and in {second}: full LTO assembles both as one",
+                    symbol=name,
+                    seen=f"{len(clashes[name])} definitions",
+                    allowed="1",
+                )
+            if len(clashes) > _MOST:
+                yield self.finding(link.output, f"{len(clashes) - _MOST} more names clash in assembly")
+        for name, where in link.native_undefined.items():
+            if name in link.symbols.local and name not in link.native_defined:
+                yield self.finding(
+                    where,
+                    f"refers to {name}, which is static in bitcode and defined nowhere else",
+                    symbol=name,
+                    seen="local",
+                    allowed="global",
+                )
+
+    def _is_full(self, link: LinkInputs) -> bool:
+        if link.lto is not None:
+            return link.lto == "full"
+        return link.bitcode[0].read().modules[0].properties.summary != "thin"
+
+
+class PromotedNames(Rule):
+    """Static functions that have got a suffix."""
+
+    slug = "promoted-names"
+    title = "how many static names ThinLTO has given a suffix, and which of them users may miss"
+    what = (
+        "A static function that another module needs after inlining is called NAME.llvm.HASH in vmlinux: kprobes, "
+        "BPF programs and live patches that ask for NAME do not find it, or find one of several."
+    )
+    why = "ThinLTO compiles modules apart: what one imports from another must have a name that is unique"
+    remedies: ClassVar = (
+        "ask for the name that /proc/kallsyms has, or use a tool that knows the suffix",
+        "-mllvm -always-rename-promoted-locals=false at the link, where ld.lld knows it (LLVM 22)",
+    )
+    references: ClassVar = (
+        "https://github.com/iovisor/bcc/issues/5007",
+        "kernel/kallsyms.c, cleanup_symbol_name (6.1 to 6.5)",
+    )
+
+    def of_build(self, build: BuildDir) -> Iterator[Finding]:
+        vmlinux = build.subject("vmlinux")
+        symtab = vmlinux.elf.symtab if vmlinux is not None and vmlinux.elf is not None else None
+        if vmlinux is None or symtab is None:
+            return
+        kinds = symtab.table["st_info"] & 15
+        names = [(number, name) for number, name in enumerate(symtab.names) if ".llvm." in name]
+        promoted = [(number, name) for number, name in names if _PROMOTED.search(name)]
+        if not promoted:
+            return
+        functions = [name for number, name in promoted if int(kinds[number]) == STT_FUNC]
+        plain = {_PROMOTED.sub("", name) for _, name in promoted}
+        exported = sorted(plain & self._exported(build))
+        traced = len(functions) if build.config.get("FUNCTION_TRACER") == "y" else 0
+        bpf = len(functions) if build.config.get("BPF_SYSCALL") == "y" else 0
+        yield self.finding(
+            vmlinux.name,
+            f"{len(promoted)} static names have a suffix .llvm.HASH, {len(functions)} of them functions; exported: "
+            f"{', '.join(exported[:5]) if exported else 'none'}; traced: {traced}; BPF-attachable: {bpf}",
+            Level.NOTE,
+            symbol=functions[0] if functions else None,
+            seen=str(len(promoted)),
+        )
+
+    def _exported(self, build: BuildDir) -> set[str]:
+        try:
+            lines = (build.path / "Module.symvers").read_text().splitlines()
+        except OSError:
+            return set()
+        return {fields[1] for line in lines if len(fields := line.split("\t")) > 1}
