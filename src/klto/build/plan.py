@@ -22,6 +22,8 @@ class BuildRequest:
     :param lto: thin, full, none, keep, or None when not said.
     :param base: ``-k``: defconfig, allnoconfig or a file; None: the ``.config`` that is there.
     :param fragments: ``-K`` in order: files or ``CONFIG_X=value``.
+    :param fail_on: error, warning or never: findings from this level on end the build.
+    :param rejoin: outputs of relocatable links, relative to the build dir, whose split sections are merged.
     :param directory: the working directory, to show how to run it again.
     """
 
@@ -37,6 +39,8 @@ class BuildRequest:
     jobs: int | None = None
     cache_dir: Path | None = None
     no_cache: bool = False
+    fail_on: str = "error"
+    rejoin: tuple[str, ...] = ()
     boot: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from klto import __version__, machine
+from klto.build.checks import LinkChecks, check_finished, finding_of, judge, write_sarif
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.plan import Plan
 from klto.build.verify import artifacts, compare_initcalls, verify_build
+from klto.check.finding import Level
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
@@ -98,6 +100,7 @@ class _Run:
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
         self.expected: int | None = None
+        self.checks: LinkChecks | None = None
 
     def carry_out(self) -> Record:
         """All stages, with a record that says how it ended."""
@@ -148,17 +151,48 @@ class _Run:
             self._configure()
         result = self._make()
         if result.returncode != 0:
+            self._judge_link()
             raise explain_failure(result, self.folder.log, again(plan))
         self._check_config()
         if whole or self._is_new("vmlinux"):
             with self.stage("verify"):
                 self._verify(result)
+            with self.stage("check"):
+                self._check()
         else:
             self.emit(Note(text="vmlinux was not built: nothing was verified"))
         if plan.request.boot:
             with self.stage("boot"):
                 self._boot()
         self.emit(RunFinished(status="done", exit_status=0))
+
+    def _judge_link(self) -> None:
+        """What the checks before the link said, when that is why make failed."""
+        found = self.checks.before_link() if self.checks else None
+        if found:
+            self.keeper.update(findings=[finding.as_json() for finding in found])
+            judge(found, self.plan.request.fail_on, "not linked", self.folder.log)
+
+    def _check(self) -> None:
+        """The checks of what was built; those before the link have been done."""
+        assert self.checks is not None
+        self.checks.check_rejoined()
+        record, request = self.keeper.record, self.plan.request
+        before = self.before if self.before and self.before.status == "done" and self.before.checked else None
+        linked = self.checks.before_link()
+        if before and linked is None and before.artifacts == record.artifacts:
+            found = [finding_of(item) for item in before.findings]  # Nothing was made since.
+        else:
+            with_modules = _makes_modules(request.targets)
+            found = check_finished(self.plan.build_dir, linked, with_modules=with_modules)
+        self.keeper.update(findings=[finding.as_json() for finding in found], checked=True)
+        write_sarif(self.folder.path / "findings.sarif", found)
+        judge(found, request.fail_on, "built, but", self.folder.log)
+        for finding in found:
+            if finding.level is not Level.NOTE:
+                self.emit(
+                    Note(text=f"{finding.artifact}: {finding.message} [{finding.rule}]", level="warning")
+                )
 
     def _configure(self) -> None:
         plan = self.plan
@@ -199,6 +233,12 @@ class _Run:
     def _make(self) -> MakeResult:
         plan, folder = self.plan, self.folder
         self._remove_leftovers()
+        config = self.keeper.record.config
+        lto = config.lto if config is not None else "none"
+        request = plan.request
+        linker = plan.kbuild.toolchain.ld_lld
+        self.checks = LinkChecks(plan.build_dir, folder.path, lto, request.fail_on, linker, request.rejoin)
+        self.checks.prepare()
         learnt = folder.learnt()
         if learnt.objects and not (plan.build_dir / "vmlinux.a").exists():
             present = _compiled_objects(plan.build_dir)
@@ -212,6 +252,7 @@ class _Run:
             ]
             extra = {
                 **server.environment(),
+                **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
             }

@@ -143,7 +143,11 @@ class Tables:
         """(type, section name, offset) of a relocation."""
         entry = self.relocations.entries[index]
         section = int(self.relocations.section[index])
-        return relocation_name(self.machine, int(entry["r_type"])), self.names[section], int(entry["r_offset"])
+        return (
+            relocation_name(self.machine, int(entry["r_type"])),
+            self.names[section],
+            int(entry["r_offset"]),
+        )
 
     def target_name(self, index: int) -> str:
         """The symbol of a relocation, as code calls it: for a section symbol what is at its place."""

@@ -19,13 +19,20 @@ FAIL_ON = ("error", "warning", "never")
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="*", type=Path, help="objects, archives, modules, images, folders, build dirs"
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        type=Path,
+        help="objects, archives, modules, images, folders, build dirs",
     )
     parser.add_argument(
         "-b", dest="build_dir", metavar="DIR", type=Path, help="a build dir: every artifact by what it is for"
     )
     parser.add_argument(
-        "--format", choices=("text", "json", "sarif"), default="text", help="how to print findings (default text)"
+        "--format",
+        choices=("text", "json", "sarif"),
+        default="text",
+        help="how to print findings (default text)",
     )
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="as --format json")
     parser.add_argument(
@@ -62,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     files = [str(path) for path in args.paths if path not in builds]
     if not files and not builds:
         if not Path(".config").is_file():
-            raise UsageError("nothing to check: this folder is no build dir", "name one with -b DIR, or files")
+            raise UsageError(
+                "nothing to check: this folder is no build dir", "name one with -b DIR, or files"
+            )
         builds = [Path()]
     if args.fragments and not builds:
         raise UsageError("-K needs a build dir", "name one with -b DIR")

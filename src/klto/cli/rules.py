@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         import json
 
-        text = json.dumps({"schema": "klto/rules/1", "rules": [_fields(rule) for rule in rules]}, indent=1) + "\n"
+        text = (
+            json.dumps({"schema": "klto/rules/1", "rules": [_fields(rule) for rule in rules]}, indent=1)
+            + "\n"
+        )
     elif args.rule:
         text = _explained(rules[0])
     else:

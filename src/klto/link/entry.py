@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from klto.link.hooks import hooks_of, run_hook
 from klto.link.inputs import read_inputs
 from klto.link.request import parse_request
 from klto.link.run import run_link
@@ -20,16 +21,22 @@ def main(argv: list[str]) -> int:
     """Run the link in ``argv`` (real linker, then its arguments); the exit status for make."""
     linker, arguments = argv[0], argv[1:]
     request = parse_request(arguments)
+    hooks = hooks_of(request.output)
+    status = run_hook(hooks.before, arguments)
+    if status:
+        return status
     inputs = read_inputs(request)
-    if inputs.bitcode == 0:
+    if inputs.bitcode == 0 and not hooks.after:
         os.execv(linker, argv)
+    if inputs.bitcode == 0:
+        return run_hook(argv, []) or run_hook(hooks.after, [request.output])
     result = run_link(linker, arguments, request, inputs)
     if result.returncode < 0:
         # End the way the linker ended, so that make says the same ("Killed").
         if -result.returncode not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-result.returncode, signal.SIG_DFL)
         os.kill(os.getpid(), -result.returncode)
-    return result.returncode
+    return result.returncode or run_hook(hooks.after, [request.output])
 
 
 if __name__ == "__main__":

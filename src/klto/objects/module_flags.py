@@ -96,14 +96,14 @@ class _Metadata:
             elif item.code == _METADATA_NAMED_NODE and name == _FLAGS.encode():
                 self._flags = item.ops(1 << 16)
             elif item.code == _METADATA_VALUE:
-                self._values[number] = (item.ops(2) + [0, 0])[1]
+                self._values[number] = ([*item.ops(2), 0, 0])[1]
             elif item.code == _METADATA_NODE:
                 self._nodes[number] = item.ops(4)
             number += item.code not in _UNNUMBERED
 
     def _read_strings(self, record: Record) -> list[bytes]:
         """STRINGS: [count, offset of the characters, blob of lengths in VBR6 and then the characters]."""
-        count, offset = (record.ops(2) + [0, 0])[:2]
+        count, offset = ([*record.ops(2), 0, 0])[:2]
         begin, size = record.blob()
         characters = begin + offset
         end = begin + size

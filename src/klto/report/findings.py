@@ -17,7 +17,9 @@ def as_text(findings: Sequence[Finding], *, notes: bool = True, verbose: bool = 
     for finding in findings:
         if finding.level is Level.NOTE and not notes:
             continue
-        lines.append(f"{finding.level}: {finding.artifact}{_place(finding)}: {finding.message} [{finding.rule}]")
+        lines.append(
+            f"{finding.level}: {finding.artifact}{_place(finding)}: {finding.message} [{finding.rule}]"
+        )
         if finding.source and finding.source not in finding.message:
             lines.append(f"  look at: {finding.source}")
         if finding.level is Level.NOTE and not verbose:

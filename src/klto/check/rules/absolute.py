@@ -35,9 +35,7 @@ class Forbidden(NamedTuple):
 _FORBIDDEN: dict[tuple[Role, int], Forbidden] = {
     # Objects are linked at the kernel's address, but run before it is mapped there. Since 6.12's relacheck data
     # with ABS64 fails the build; .rodata.prel64 is converted by it; .hyp and patched code do not come here.
-    (Role.PI, _AARCH64): Forbidden(
-        ("R_AARCH64_ABS64",), False, "arch/arm64/kernel/pi/relacheck.c (6.12)"
-    ),
+    (Role.PI, _AARCH64): Forbidden(("R_AARCH64_ABS64",), False, "arch/arm64/kernel/pi/relacheck.c (6.12)"),
     (Role.PI, _X86_64): Forbidden(
         ("R_X86_64_64", "R_X86_64_32", "R_X86_64_32S"), True, "arch/x86/boot/startup/Makefile (6.16)"
     ),
@@ -60,10 +58,14 @@ _FORBIDDEN: dict[tuple[Role, int], Forbidden] = {
     ),
     # Linked into the decompressor, whose link asserts that .rela.dyn is empty.
     (Role.EFI_STUB, _X86_64): Forbidden(
-        ("R_X86_64_64", "R_X86_64_32S"), True, "arch/x86/boot/compressed/vmlinux.lds.S, ASSERT(.rela.dyn) (6.12)"
+        ("R_X86_64_64", "R_X86_64_32S"),
+        True,
+        "arch/x86/boot/compressed/vmlinux.lds.S, ASSERT(.rela.dyn) (6.12)",
     ),
     (Role.DECOMPRESSOR, _X86_64): Forbidden(
-        ("R_X86_64_64", "R_X86_64_32S"), True, "arch/x86/boot/compressed/vmlinux.lds.S, ASSERT(.rela.dyn) (6.12)"
+        ("R_X86_64_64", "R_X86_64_32S"),
+        True,
+        "arch/x86/boot/compressed/vmlinux.lds.S, ASSERT(.rela.dyn) (6.12)",
     ),
     # The loader knows R_X86_64_64, 32, 32S, PC32 and PLT32; the rest it refuses at kexec time.
     (Role.PURGATORY, _X86_64): Forbidden(
@@ -111,9 +113,10 @@ class AbsoluteAddress(Rule):
             yield from self._unlisted(subject, tables)
         elif subject.role is Role.VMLINUX_O and tables.machine == _X86_64:
             yield from self._head_tables(subject, tables)
-        elif subject.role is not Role.VMLINUX_O and tables.machine == _AARCH64 and ".hyp.text" in tables.names:
-            if subject.role is not Role.HYP_NVHE_PART:
-                yield from self._into_hyp_text(subject, tables)
+        elif (
+            subject.role is not Role.VMLINUX_O and tables.machine == _AARCH64 and ".hyp.text" in tables.names
+        ) and subject.role is not Role.HYP_NVHE_PART:
+            yield from self._into_hyp_text(subject, tables)
         forbidden = _FORBIDDEN.get((subject.role, tables.machine))
         if forbidden is not None and tables.elf.header.e_type == _ET_REL:
             yield from self._forbidden(subject, tables, forbidden)
@@ -153,7 +156,10 @@ class AbsoluteAddress(Rule):
         target = tables.target_section[indexes]
         chosen = hyp[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
-            subject, tables, indexes[chosen], "code in .hyp.text runs at EL2 addresses; .rodata holds kernel ones"
+            subject,
+            tables,
+            indexes[chosen],
+            "code in .hyp.text runs at EL2 addresses; .rodata holds kernel ones",
         )
 
     def _head_tables(self, subject: Subject, tables: Tables) -> Iterator[Finding]:
@@ -165,7 +171,10 @@ class AbsoluteAddress(Rule):
         target = tables.target_section[indexes]
         chosen = head[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
-            subject, tables, indexes[chosen], ".head.text runs before the kernel is mapped (arch/x86/kernel/head64.c)"
+            subject,
+            tables,
+            indexes[chosen],
+            ".head.text runs before the kernel is mapped (arch/x86/kernel/head64.c)",
         )
 
     def _shown(self, subject: Subject, tables: Tables, indexes: Indexes, by: str) -> Iterator[Finding]:

@@ -29,8 +29,12 @@ _CARRIED = {
     "-mstack-alignment=": Carrier("override-stack-alignment", "-stack-alignment={}"),
     "-mstack-protector-guard=": Carrier("stack-protector-guard", "-stack-protector-guard={}"),
     "-mstack-protector-guard-reg=": Carrier("stack-protector-guard-reg", "-stack-protector-guard-reg={}"),
-    "-mstack-protector-guard-offset=": Carrier("stack-protector-guard-offset", "-stack-protector-guard-offset={}"),
-    "-mstack-protector-guard-symbol=": Carrier("stack-protector-guard-symbol", "-stack-protector-guard-symbol={}"),
+    "-mstack-protector-guard-offset=": Carrier(
+        "stack-protector-guard-offset", "-stack-protector-guard-offset={}"
+    ),
+    "-mstack-protector-guard-symbol=": Carrier(
+        "stack-protector-guard-symbol", "-stack-protector-guard-symbol={}"
+    ),
 }
 #: clang leaves the default code model of a target out.
 _DEFAULTS = frozenset(("-mcmodel=small", "-mcmodel=medlow"))
@@ -78,7 +82,8 @@ class LostCodegenOption(Rule):
         for number, command in enumerate(link.commands):
             groups[_options(command.words) if command is not None else (f"?{number}",)].append(number)
         read = {
-            options: module_flags(link.bitcode[numbers[0]].read().modules[0]) for options, numbers in groups.items()
+            options: module_flags(link.bitcode[numbers[0]].read().modules[0])
+            for options, numbers in groups.items()
         }
         for options, numbers in groups.items():
             if not options[:1] or not options[0].startswith("?"):
@@ -99,11 +104,15 @@ class LostCodegenOption(Rule):
             if carrier is not None:
                 if option in _DEFAULTS or carrier.flag in flags or carrier.link_option.format(value) in given:
                     continue
-                yield self._of_option(name, option, len(numbers), f"module flag '{carrier.flag}'", Level.ERROR)
+                yield self._of_option(
+                    name, option, len(numbers), f"module flag '{carrier.flag}'", Level.ERROR
+                )
                 continue
             wanted = option.removeprefix("-mllvm ") if option.startswith("-mllvm ") else _BACK_END.get(option)
             if wanted is not None and link.words and wanted not in given:
-                yield self._of_option(name, option, len(numbers), f"-mllvm {wanted} at the link", Level.WARNING)
+                yield self._of_option(
+                    name, option, len(numbers), f"-mllvm {wanted} at the link", Level.WARNING
+                )
 
     def _of_option(self, name: str, option: str, count: int, missing: str, level: Level) -> Finding:
         return self.finding(
@@ -121,7 +130,9 @@ class LostCodegenOption(Rule):
         firsts: Mapping[tuple[str, ...], str],
     ) -> Iterator[Finding]:
         """Flags of behaviour Error: IRMover.cpp, 'linking module flags ...: IDs have conflicting values'."""
-        names = {name for flags in read.values() for name, flag in flags.items() if flag.behavior == MUST_AGREE}
+        names = {
+            name for flags in read.values() for name, flag in flags.items() if flag.behavior == MUST_AGREE
+        }
         for name in sorted(names):
             votes: Counter[int | str | None] = Counter()
             for options, flags in read.items():

@@ -47,7 +47,9 @@ class StaleInclude(Rule):
             try:
                 changed = os.stat(path).st_mtime_ns
             except OSError:
-                yield self.finding(item.name, f"includes {include.path}, which is not there", symbol=include.path)
+                yield self.finding(
+                    item.name, f"includes {include.path}, which is not there", symbol=include.path
+                )
                 continue
             if changed > made:
                 later = (changed - made) / 1e9

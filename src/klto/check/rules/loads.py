@@ -28,7 +28,10 @@ class DependentLoad(Rule):
         "take the LTO version of READ_ONCE into the tree: arch/arm64/include/asm/rwonce.h of 5.11 and later",
         "build the object again with the kernel's own headers",
     )
-    references: ClassVar = ("arch/arm64/include/asm/rwonce.h (6.12)", "commit 'arm64: lto: Strengthen READ_ONCE() to acquire when CONFIG_LTO=y'")
+    references: ClassVar = (
+        "arch/arm64/include/asm/rwonce.h (6.12)",
+        "commit 'arm64: lto: Strengthen READ_ONCE() to acquire when CONFIG_LTO=y'",
+    )
 
     def of_build(self, build: BuildDir) -> Iterator[Finding]:
         if build.lto == "none" or build.config.get("ARM64") != "y":
@@ -36,7 +39,9 @@ class DependentLoad(Rule):
         text = build.text_of_source(_HEADER)
         if text is None and build.tree is not None:
             text = ""
-        if text is not None and not ("CONFIG_LTO" in text and "__READ_ONCE" in text and "__LOAD_RCPC" in text):
+        if text is not None and not (
+            "CONFIG_LTO" in text and "__READ_ONCE" in text and "__LOAD_RCPC" in text
+        ):
             yield self.finding(
                 _HEADER,
                 "has no READ_ONCE with acquire semantics for LTO",

@@ -10,7 +10,7 @@ from typing import ClassVar
 from klto.check.build_dir import BuildDir
 from klto.check.finding import Finding, Level
 from klto.check.link_inputs import LinkInputs
-from klto.check.roles import FINAL, NATIVE_PARTS
+from klto.check.roles import FINAL, NATIVE_PARTS, Role
 from klto.check.rule import Rule
 from klto.check.saved import SavedCommand, read_saved
 from klto.check.subject import Subject
@@ -44,7 +44,9 @@ class LeftoverBitcode(Rule):
     )
 
     def of_object(self, subject: Subject) -> Iterator[Finding]:
-        if subject.object.bitcode is not None and subject.role in FINAL | NATIVE_PARTS:
+        # The purgatory's link takes bitcode; what comes of that is the business of split-text.
+        native = FINAL | NATIVE_PARTS - {Role.PURGATORY_PART}
+        if subject.object.bitcode is not None and subject.role in native:
             yield self.finding(
                 subject.name,
                 f"is LLVM bitcode, but as {subject.role} it must be native code",
@@ -55,7 +57,11 @@ class LeftoverBitcode(Rule):
         elif subject.role in FINAL and subject.tables is not None:
             for name in sorted(_BITCODE_SECTIONS & set(subject.tables.names)):
                 yield self.finding(
-                    subject.name, "holds bitcode beside its code", section=name, seen=name, allowed="no such section"
+                    subject.name,
+                    "holds bitcode beside its code",
+                    section=name,
+                    seen=name,
+                    allowed="no such section",
                 )
 
 
@@ -70,13 +76,13 @@ class LtoLost(Rule):
         "(a stray 'ld -r'), loses it without a word"
     )
     remedies: ClassVar = (
-        "look at the saved command beside the object (.NAME.o.cmd): the last of -flto and -fno-lto counts, and an "
-        "'ld -r' behind the compiler turns bitcode into native code",
+        ("look at the saved command beside the object (.NAME.o.cmd): the last of -flto and -fno-lto counts, and an "
+        "'ld -r' behind the compiler turns bitcode into native code"),
         "ask for LTO so that it sticks: klto build --lto thin says which option stands in the way",
     )
     references: ClassVar = (
-        "scripts/Makefile.build, cmd_ld_single_m (6.1), cmd_ld_single (6.12); 6.13 rc, 'kbuild: enable objtool for "
-        "*.mod.o and additional kernel objects': every object went through ld -r",
+        ("scripts/Makefile.build, cmd_ld_single_m (6.1), cmd_ld_single (6.12); 6.13 rc, 'kbuild: enable objtool for "
+        "*.mod.o and additional kernel objects': every object went through ld -r"),
         "scripts/kconfig: LTO_NONE is the choice's default",
     )
 
@@ -104,7 +110,9 @@ class LtoLost(Rule):
 
     def _of_one(self, name: str, command: SavedCommand) -> Finding:
         own = command.own_link
-        because = f"its own recipe links it to native code: {own}" if own else "yet its saved command has -flto"
+        because = (
+            f"its own recipe links it to native code: {own}" if own else "yet its saved command has -flto"
+        )
         return self.finding(
             name,
             f"is native code in an LTO link, {because}",

@@ -11,6 +11,7 @@ from klto.check.finding import Finding, Level
 from klto.check.link_inputs import LinkInputs
 from klto.check.rule import Rule
 from klto.check.subject import STT_FUNC
+from klto.objects.assembly import labels
 
 #: ModuleSummaryIndex::getGlobalNameForLocal (llvm/include/llvm/IR/ModuleSummaryIndex.h): NAME.llvm.HASH.
 _PROMOTED = re.compile(r"\.llvm\.\d+$")
@@ -45,18 +46,7 @@ class AsmSymbolClash(Rule):
         if not link.bitcode:
             return
         if self._is_full(link):
-            clashes = {name: numbers for name, numbers in link.symbols.of_asm.items() if len(numbers) > 1}
-            for name in sorted(clashes)[:_MOST]:
-                first, second = (link.bitcode[number].name for number in clashes[name][:2])
-                yield self.finding(
-                    first,
-                    f"assembly defines {name} here and in {second}: full LTO assembles both as one",
-                    symbol=name,
-                    seen=f"{len(clashes[name])} definitions",
-                    allowed="1",
-                )
-            if len(clashes) > _MOST:
-                yield self.finding(link.output, f"{len(clashes) - _MOST} more names clash in assembly")
+            yield from self._clashes(link)
         for name, where in link.native_undefined.items():
             if name in link.symbols.local and name not in link.native_defined:
                 yield self.finding(
@@ -67,10 +57,47 @@ class AsmSymbolClash(Rule):
                     allowed="global",
                 )
 
+    def _clashes(self, link: LinkInputs) -> Iterator[Finding]:
+        """Labels that two files define, and ``.set`` symbols to which they give different values: the last one
+        would count. Equal ones are fine; kCFI's type hashes are in every file that calls the symbol."""
+        shared = {name: numbers for name, numbers in link.symbols.of_asm.items() if len(numbers) > 1}
+        texts = {
+            number: b"\n".join(module.properties.asm for module in link.bitcode[number].read().modules)
+            for number in sorted({number for numbers in shared.values() for number in numbers})
+        }
+        of_module = {number: labels(text) for number, text in texts.items()}
+        clashes: list[tuple[str, list[int], str]] = []
+        for name, numbers in sorted(shared.items()):
+            labelled = [number for number in numbers if name in of_module[number]]
+            if len(labelled) > 1:
+                clashes.append((name, labelled, "label"))
+            elif len({_value_of(name, texts[number]) for number in numbers}) > 1:
+                clashes.append((name, numbers, ".set symbol"))
+        for name, numbers, kind in clashes[:_MOST]:
+            first, second = (link.bitcode[number].name for number in numbers[:2])
+            is_label = kind == "label"
+            yield self.finding(
+                first,
+                f"assembly defines the {kind} {name} here and in {second}: full LTO assembles both as one"
+                + ("" if is_label else ", and the last value counts"),
+                Level.ERROR if is_label else Level.WARNING,
+                symbol=name,
+                seen=f"{len(numbers)} definitions",
+                allowed="1",
+            )
+        if len(clashes) > _MOST:
+            yield self.finding(link.output, f"{len(clashes) - _MOST} more names clash in assembly")
+
     def _is_full(self, link: LinkInputs) -> bool:
         if link.lto is not None:
             return link.lto == "full"
         return link.bitcode[0].read().modules[0].properties.summary != "thin"
+
+
+def _value_of(name: str, text: bytes) -> bytes | None:
+    """What ``.set NAME, VALUE`` gives a symbol; the last one counts."""
+    found = re.findall(rb"\.(?:set|equ)[ \t]+%s[ \t]*,[ \t]*([^\n;]*)" % re.escape(name.encode()), text)
+    return found[-1].strip() if found else None
 
 
 class PromotedNames(Rule):

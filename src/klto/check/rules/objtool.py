@@ -20,14 +20,17 @@ _SUFFIX = re.compile(r"\.(llvm\.\d+|cold|part\.\d+|isra\.\d+|constprop\.\d+|spec
 _CAUSES = (
     (
         "unexpected end of section",
-        "the optimiser has proved that control never gets past a point (undefined behaviour that is visible across "
-        "files only) and dropped the rest of the function; many at once are one change of the compiler",
+        ("the optimiser has proved that control never gets past a point (undefined behaviour that is visible across "
+        "files only) and dropped the rest of the function; many at once are one change of the compiler"),
     ),
     (
         "falls through to next function",
         "as above, or assembly labels that look like functions: label them .L or end them with SYM_FUNC_END",
     ),
-    ("relocation to !ENDBR", "sections were merged: a reference to a place in .text cannot be told from a pointer"),
+    (
+        "relocation to !ENDBR",
+        "sections were merged: a reference to a place in .text cannot be told from a pointer",
+    ),
     (
         "can't find switch jump table",
         "switches are lowered otherwise with profiles and at the link: -fno-jump-tables for the file, or a newer objtool",

@@ -46,5 +46,3 @@ class InitcallOrder(Rule):
             return
         for line in differences(expected, read_tables(vmlinux)):
             yield self.finding("vmlinux", line, section=".init.data", source="include/linux/init.h")
-
-

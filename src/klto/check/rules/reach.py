@@ -40,8 +40,8 @@ class ShortBranch(Rule):
         "all modules before it, and no longer lies next to the assembly of its folder"
     )
     remedies: ClassVar = (
-        "branch without a condition (b, jmp: the linker bridges those), around which the condition jumps; take "
-        "the address with adr_l (adrp and add)",
+        ("branch without a condition (b, jmp: the linker bridges those), around which the condition jumps; take "
+        "the address with adr_l (adrp and add)"),
         "put the function into the assembly's section, or both into one of their own",
         "compile the function's file without LTO: klto build --no-lto PATTERN",
     )
@@ -152,7 +152,10 @@ class ShortBranch(Rule):
             Level.WARNING if tables.machine == 183 or span <= limit else Level.ERROR,
             seen=f"{span} bytes",
             allowed=f"{limit} bytes",
-            remedies=("configure less into the kernel: make drivers modules", "use ThinLTO with a lower import limit"),
+            remedies=(
+                "configure less into the kernel: make drivers modules",
+                "use ThinLTO with a lower import limit",
+            ),
         )
 
 

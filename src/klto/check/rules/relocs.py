@@ -19,19 +19,23 @@ _ET_REL = 1
 _MODULE_X86 = frozenset(f"R_X86_64_{name}" for name in ("NONE", "64", "32", "32S", "PC32", "PLT32", "PC64"))
 _MODULE_ARM64 = frozenset(
     f"R_AARCH64_{name}"
-    for name in (
-        "NONE ABS64 ABS32 ABS16 PREL64 PREL32 PREL16 MOVW_UABS_G0_NC MOVW_UABS_G0 MOVW_UABS_G1_NC MOVW_UABS_G1 "
-        "MOVW_UABS_G2_NC MOVW_UABS_G2 MOVW_UABS_G3 MOVW_SABS_G0 MOVW_SABS_G1 MOVW_SABS_G2 MOVW_PREL_G0_NC "
-        "MOVW_PREL_G0 MOVW_PREL_G1_NC MOVW_PREL_G1 MOVW_PREL_G2_NC MOVW_PREL_G2 MOVW_PREL_G3 LD_PREL_LO19 "
-        "ADR_PREL_LO21 ADR_PREL_PG_HI21_NC ADR_PREL_PG_HI21 ADD_ABS_LO12_NC LDST8_ABS_LO12_NC LDST16_ABS_LO12_NC "
-        "LDST32_ABS_LO12_NC LDST64_ABS_LO12_NC LDST128_ABS_LO12_NC TSTBR14 CONDBR19 JUMP26 CALL26"
-    ).split()
+    for name in ["NONE", "ABS64", "ABS32", "ABS16", "PREL64", "PREL32", "PREL16", "MOVW_UABS_G0_NC", "MOVW_UABS_G0", "MOVW_UABS_G1_NC", "MOVW_UABS_G1", "MOVW_UABS_G2_NC", "MOVW_UABS_G2", "MOVW_UABS_G3", "MOVW_SABS_G0", "MOVW_SABS_G1", "MOVW_SABS_G2", "MOVW_PREL_G0_NC", "MOVW_PREL_G0", "MOVW_PREL_G1_NC", "MOVW_PREL_G1", "MOVW_PREL_G2_NC", "MOVW_PREL_G2", "MOVW_PREL_G3", "LD_PREL_LO19", "ADR_PREL_LO21", "ADR_PREL_PG_HI21_NC", "ADR_PREL_PG_HI21", "ADD_ABS_LO12_NC", "LDST8_ABS_LO12_NC", "LDST16_ABS_LO12_NC", "LDST32_ABS_LO12_NC", "LDST64_ABS_LO12_NC", "LDST128_ABS_LO12_NC", "TSTBR14", "CONDBR19", "JUMP26", "CALL26"]
 )
 #: What the relocs tool takes: arch/x86/tools/relocs.c, do_reloc64 (6.1 and 6.12); vmlinux.o may have more that
 #: the final link resolves, so only what needs a GOT or run-time relocation counts.
 _GOT_X86 = frozenset(
     f"R_X86_64_{name}"
-    for name in ("GOT32", "GOTPCREL", "GOTPCREL64", "GOT64", "GOTOFF64", "GOTPC32", "GOTPC64", "GOTPLT64", "PLTOFF64")
+    for name in (
+        "GOT32",
+        "GOTPCREL",
+        "GOTPCREL64",
+        "GOT64",
+        "GOTOFF64",
+        "GOTPC32",
+        "GOTPC64",
+        "GOTPLT64",
+        "PLTOFF64",
+    )
 )
 #: The purgatory's loader: arch/x86/kernel/machine_kexec_64.c, arch_kexec_apply_relocations_add (6.12).
 _PURGATORY_X86 = frozenset(f"R_X86_64_{name}" for name in ("NONE", "64", "32", "32S", "PC32", "PLT32"))
@@ -108,7 +112,11 @@ class UnexpectedReloc(Rule):
             size = sum(int(tables.sizes[i]) for i, found in enumerate(tables.names) if found == name)
             if size:
                 yield self.finding(
-                    subject.name, f"{name} has {size} bytes", section=name, seen=f"{size} bytes", allowed="0 bytes"
+                    subject.name,
+                    f"{name} has {size} bytes",
+                    section=name,
+                    seen=f"{size} bytes",
+                    allowed="0 bytes",
                 )
         if tables.machine != _AARCH64 or ".rela.dyn" not in tables.names:
             return

@@ -61,7 +61,8 @@ class SectionTable(Rule):
             module = subject.role is Role.MODULE
             yield self.finding(
                 subject.name,
-                f"{count} sections" + (": the module loader reads e_shnum, which is 0 then" if module else ""),
+                f"{count} sections"
+                + (": the module loader reads e_shnum, which is 0 then" if module else ""),
                 Level.ERROR if module else Level.NOTE,
                 seen=str(count),
                 allowed=str(SHN_LORESERVE - 1),

@@ -31,8 +31,8 @@ class SplitText(Rule):
         "-ffunction-sections), and profiles add .text.hot and .text.unlikely"
     )
     remedies: ClassVar = (
-        "compile the objects of this link without LTO: KBUILD_CFLAGS := $(filter-out $(CC_FLAGS_LTO),"
-        "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATTERN",
+        ("compile the objects of this link without LTO: KBUILD_CFLAGS := $(filter-out $(CC_FLAGS_LTO),"
+        "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATTERN"),
         "merge the sections: klto rejoin IN -o OUT, or klto build --rejoin PATH",
         "give the link a linker script that has one .text",
     )

@@ -147,5 +147,3 @@ class MixedToolchain(Rule):
 def _major(text: str) -> int:
     found = _VERSION.search(text)
     return int(found[1]) if found else 0
-
-
