@@ -13,6 +13,7 @@ from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
 from klto.kernel.toolchain import find_toolchain
 from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree, default_build_dir
+from klto.link.run import DEFAULT_MODULE_TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class BuildRequest:
     :param fragments: ``-K`` in order: files or ``CONFIG_X=value``.
     :param fail_on: error, warning or never: findings from this level on end the build.
     :param rejoin: outputs of relocatable links, relative to the build dir, whose split sections are merged.
+    :param memory: bytes that each step of the link and after it may use; None: what is available.
+    :param module_timeout: seconds after which a backend that gets nowhere is ended; 0: never.
     :param directory: the working directory, to show how to run it again.
     """
 
@@ -41,6 +44,8 @@ class BuildRequest:
     no_cache: bool = False
     fail_on: str = "error"
     rejoin: tuple[str, ...] = ()
+    memory: int | None = None
+    module_timeout: float = DEFAULT_MODULE_TIMEOUT
     boot: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
@@ -79,6 +84,11 @@ class Plan:
 def default_cache_dir() -> Path:
     """The link cache's root when none is named."""
     return user_cache_dir() / "link"
+
+
+def measured_file() -> Path:
+    """Where what links on this machine have needed is kept."""
+    return user_cache_dir() / "measured.jsonl"
 
 
 def make_plan(request: BuildRequest) -> Plan:

@@ -17,7 +17,7 @@ from klto.build.checks import LinkChecks, check_finished, finding_of, judge, wri
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
-from klto.build.plan import Plan
+from klto.build.plan import Plan, measured_file
 from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.check.finding import Level
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
@@ -25,6 +25,7 @@ from klto.events import (
     Event,
     Expected,
     Journal,
+    LinkBlamed,
     LinkFinished,
     LinkStarted,
     Note,
@@ -39,8 +40,11 @@ from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
+from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
+from klto.link.memory import ENV_MEASURED, ENV_MEMORY
+from klto.link.run import ENV_MODULE_TIMEOUT
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
@@ -123,7 +127,7 @@ class _Run:
     def emit(self, event: Event) -> None:
         """Hand an event to the journal, the record and the observers."""
         # The links' own processes have written theirs to the journal already.
-        if not isinstance(event, Tick | LinkStarted | LinkFinished):
+        if not isinstance(event, Tick | LinkStarted | LinkFinished | LinkBlamed):
             self.journal.write(event)
         if isinstance(event, Expected):
             self.expected = event.objects
@@ -255,6 +259,10 @@ class _Run:
                 **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_MEMORY: str(plan.request.memory or ""),
+                ENV_MEASURED: str(measured_file()),
+                ENV_MODULE_TIMEOUT: str(plan.request.module_timeout),
+                ENV_REPRODUCERS: str(folder.reproducers),
             }
             run = MakeRun(
                 argv=argv,

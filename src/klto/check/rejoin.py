@@ -80,7 +80,8 @@ def rejoin(source: Path, output: Path, linker: Path, entry: str | None = None) -
     with tempfile.TemporaryDirectory(prefix="klto-rejoin-") as folder:
         script, made = Path(folder, "rejoin.lds"), Path(folder, "joined.o")
         script.write_text(_script(elf, plan))
-        argv = [linker, "-r", "-T", script, *(["-e", symbol] if symbol else []), "-o", made, source]
+        named = ["-e", symbol] if symbol else []
+        argv: list[process.Arg] = [linker, "-r", "-T", script, *named, "-o", made, source]
         try:
             process.run(argv)
         except process.CommandFailed as error:

@@ -135,9 +135,10 @@ class Tables:
         symtab = self.elf.symtab
         if symtab is None:
             return np.array(entries["r_addend"], np.int64)
-        values = symtab.table["st_value"].view(np.int64)
+        values: npt.NDArray[np.int64] = symtab.table["st_value"].view(np.int64)
         known = entries["r_sym"] < len(values)
-        return values[np.where(known, entries["r_sym"], 0)] + entries["r_addend"]
+        found: npt.NDArray[np.int64] = values[np.where(known, entries["r_sym"], 0)] + entries["r_addend"]
+        return found
 
     def relocation(self, index: int) -> tuple[str, str, int]:
         """(type, section name, offset) of a relocation."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
+from klto.cli.options import add_jobs_option, add_output_options, add_tree_options, seconds, size
 
 if TYPE_CHECKING:
     from klto.build.folder import Folder
@@ -55,6 +55,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="merge the split sections of this link's output, such as arch/x86/purgatory/purgatory.ro; repeatable",
     )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="memory for each step from the link on, such as 2G (default: what is available)",
+    )
+    parser.add_argument(
+        "--module-timeout",
+        type=seconds,
+        metavar="S",
+        help="end a module's backend that gets nowhere for S seconds (default: 600; 0: never)",
+    )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -83,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         no_cache=args.no_cache,
         fail_on=args.fail_on,
         rejoin=tuple(os.path.normpath(path) for path in args.rejoin),
+        memory=args.memory,
+        **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),

@@ -6,7 +6,6 @@ Started by path and without site packages, so that it takes milliseconds; it fin
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -14,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from klto.link.hooks import hooks_of, run_hook
 from klto.link.inputs import read_inputs
 from klto.link.request import parse_request
-from klto.link.run import run_link
+from klto.link.run import ends_like, run_link
 
 
 def main(argv: list[str]) -> int:
@@ -30,13 +29,10 @@ def main(argv: list[str]) -> int:
         os.execv(linker, argv)
     if inputs.bitcode == 0:
         return run_hook(argv, []) or run_hook(hooks.after, [request.output])
-    result = run_link(linker, arguments, request, inputs)
-    if result.returncode < 0:
-        # End the way the linker ended, so that make says the same ("Killed").
-        if -result.returncode not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-result.returncode, signal.SIG_DFL)
-        os.kill(os.getpid(), -result.returncode)
-    return result.returncode or run_hook(hooks.after, [request.output])
+    returncode = run_link(linker, arguments, request, inputs)
+    if returncode < 0:
+        ends_like(returncode)
+    return returncode or run_hook(hooks.after, [request.output])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class LostCodegenOption(Rule):
     """Options that were given to clang and do not arrive where code is generated."""
 
     slug = "lost-codegen-option"
-    title = "an option of code generation that bitcode does not carry and the link does not have, or modules that disagree"
+    title = "an option of code generation that does not reach the link, or modules of one link that disagree"
     what = (
         "Stack alignment, the stack protector's guard, the code model and back-end options decide what code looks "
         "like. Where they are lost the kernel is built for another stack or another guard: it faults in code that "

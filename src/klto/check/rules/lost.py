@@ -76,13 +76,17 @@ class LtoLost(Rule):
         "(a stray 'ld -r'), loses it without a word"
     )
     remedies: ClassVar = (
-        ("look at the saved command beside the object (.NAME.o.cmd): the last of -flto and -fno-lto counts, and an "
-        "'ld -r' behind the compiler turns bitcode into native code"),
+        (
+            "look at the saved command beside the object (.NAME.o.cmd): the last of -flto and -fno-lto counts, and an "
+            "'ld -r' behind the compiler turns bitcode into native code"
+        ),
         "ask for LTO so that it sticks: klto build --lto thin says which option stands in the way",
     )
     references: ClassVar = (
-        ("scripts/Makefile.build, cmd_ld_single_m (6.1), cmd_ld_single (6.12); 6.13 rc, 'kbuild: enable objtool for "
-        "*.mod.o and additional kernel objects': every object went through ld -r"),
+        (
+            "scripts/Makefile.build, cmd_ld_single_m (6.1), cmd_ld_single (6.12); 6.13 rc, 'kbuild: enable objtool for "
+            "*.mod.o and additional kernel objects': every object went through ld -r"
+        ),
         "scripts/kconfig: LTO_NONE is the choice's default",
     )
 

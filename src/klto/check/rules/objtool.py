@@ -20,8 +20,10 @@ _SUFFIX = re.compile(r"\.(llvm\.\d+|cold|part\.\d+|isra\.\d+|constprop\.\d+|spec
 _CAUSES = (
     (
         "unexpected end of section",
-        ("the optimiser has proved that control never gets past a point (undefined behaviour that is visible across "
-        "files only) and dropped the rest of the function; many at once are one change of the compiler"),
+        (
+            "the optimiser has proved that control never gets past a point (undefined behaviour that is visible across "
+            "files only) and dropped the rest of the function; many at once are one change of the compiler"
+        ),
     ),
     (
         "falls through to next function",
@@ -33,7 +35,7 @@ _CAUSES = (
     ),
     (
         "can't find switch jump table",
-        "switches are lowered otherwise with profiles and at the link: -fno-jump-tables for the file, or a newer objtool",
+        "switches are lowered otherwise with profiles and at the link: -fno-jump-tables, or a newer objtool",
     ),
     ("unannotated intra-function call", "code was moved out of its function (.cold, .part)"),
     ("leaves .noinstr.text section", "a function was not inlined into noinstr code: mark it __always_inline"),
@@ -48,7 +50,9 @@ class Objtool(Rule):
 
     slug = "objtool"
     title = "objtool's warnings of the last build, folded, with the source file that the code came from"
-    what = "objtool found code that it cannot follow: stack traces, live patches or speculation barriers are wrong there."
+    what = (
+        "objtool cannot follow some code: stack traces, live patches or speculation barriers are wrong there."
+    )
     why = (
         "with LTO objtool sees the whole of vmlinux.o and modules after optimisation across files, under names and in "
         "files that are not those of the source"

@@ -40,8 +40,10 @@ class ShortBranch(Rule):
         "all modules before it, and no longer lies next to the assembly of its folder"
     )
     remedies: ClassVar = (
-        ("branch without a condition (b, jmp: the linker bridges those), around which the condition jumps; take "
-        "the address with adr_l (adrp and add)"),
+        (
+            "branch without a condition (b, jmp: the linker bridges those), around which the condition jumps; take "
+            "the address with adr_l (adrp and add)"
+        ),
         "put the function into the assembly's section, or both into one of their own",
         "compile the function's file without LTO: klto build --no-lto PATTERN",
     )

@@ -31,14 +31,17 @@ class SplitText(Rule):
         "-ffunction-sections), and profiles add .text.hot and .text.unlikely"
     )
     remedies: ClassVar = (
-        ("compile the objects of this link without LTO: KBUILD_CFLAGS := $(filter-out $(CC_FLAGS_LTO),"
-        "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATTERN"),
+        (
+            "compile the objects of this link without LTO: KBUILD_CFLAGS := $(filter-out $(CC_FLAGS_LTO),"
+            "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATTERN"
+        ),
         "merge the sections: klto rejoin IN -o OUT, or klto build --rejoin PATH",
         "give the link a linker script that has one .text",
     )
     references: ClassVar = (
         "kernel/kexec_file.c, kexec_purgatory_setup_sechdrs (6.12)",
-        "commits 'x86/purgatory: remove PGO flags' and 'x86/purgatory: Remove LTO flags'; arch/x86/purgatory/Makefile (6.12)",
+        "commits 'x86/purgatory: remove PGO flags' and 'x86/purgatory: Remove LTO flags'",
+        "arch/x86/purgatory/Makefile (6.12)",
         "https://github.com/ClangBuiltLinux/linux/issues/2016",
     )
 
