@@ -97,17 +97,21 @@ def rejoin(source: Path, output: Path, linker: Path, entry: str | None = None) -
                 tuple(problems[1:20]),
             )
         write_whole(output, bytes(result.data))
-    code = SHF_EXECINSTR
     return Rejoined(
         joined=tuple(joined for joined in plan if len(joined.parts) > 1),
         sections_before=len(elf.sections),
         sections_after=len(result.sections),
-        executable_before=int(((elf.sections["sh_flags"] & code) > 0).sum()),
-        executable_after=int(((result.sections["sh_flags"] & code) > 0).sum()),
+        executable_before=_executable(elf),
+        executable_after=_executable(result),
         relocations=_relocations(elf),
         symbols=len(elf.symtab) if elf.symtab is not None else 0,
         entry=symbol,
     )
+
+
+def _executable(elf: Elf) -> int:
+    code = (elf.sections["sh_flags"] & SHF_EXECINSTR) > 0
+    return int((code & (elf.sections["sh_size"] > 0)).sum())
 
 
 def _relocations(elf: Elf) -> int:

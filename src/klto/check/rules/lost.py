@@ -109,7 +109,7 @@ class LtoLost(Rule):
                 seen="0 bitcode modules",
                 allowed="1 or more",
             )
-        elif link.lto in ("thin", "full"):
+        elif link.lto in ("thin", "full") and link.bitcode:
             yield self._share(link)
 
     def _of_one(self, name: str, command: SavedCommand) -> Finding:
