@@ -277,3 +277,12 @@ def test_damaged_files_are_one_finding_each(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         found = check_paths([str(path)])
         assert [f.rule for f in found] == ["malformed"]
+
+
+def test_link_order_on_some_of_what_is_merged(tmp_path: Path) -> None:
+    ordered = '.section .init.data,"awo",@progbits,.text,unique,1\n.long 1\n'
+    patchable = f'.section .init.data,"aw"\n.long 0\n.text\nf: ret\n{ordered}'
+    found = of_paths("section-table", put(asm(patchable), tmp_path / "vmlinux.o"))
+    assert [(f.section, f.level) for f in found] == [(".init.data", Level.WARNING)]
+    plain = asm('.section .init.data,"aw"\n.long 0\n.section .init.data,"aw",@progbits,unique,1\n.long 1\n')
+    assert of_paths("section-table", put(plain, tmp_path / "vmlinux.o")) == []

@@ -165,6 +165,8 @@ def test_stack_alignment_that_bitcode_lacks(tmp_path: Path) -> None:
     assert of_link("lost-codegen-option", path, words=["-plugin-opt=-stack-alignment=8"]) == []
     carried = put(c(ONE, X86, *THIN, "-mstack-alignment=8"), tmp_path / "one.o", command)
     assert of_link("lost-codegen-option", carried) == []
+    twice = of_link("lost-codegen-option", carried, words=["-plugin-opt=-stack-alignment=8"])
+    assert [f.level for f in twice] == [Level.WARNING]
 
 
 def test_other_targets_in_one_link() -> None:

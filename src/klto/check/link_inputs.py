@@ -35,12 +35,16 @@ class BitcodeInput:
         """Bytes of bitcode."""
         return len(self.data)
 
+    @cached_property
+    def _bitcode(self) -> Bitcode:
+        return Bitcode(self.data, self.name)
+
     def read(self) -> Bitcode:
-        """Its reader.
+        """Its reader, one for all rules.
 
         :raises MalformedObject: when it is broken.
         """
-        return Bitcode(self.data, self.name)
+        return self._bitcode
 
 
 @dataclass(frozen=True)

@@ -141,16 +141,18 @@ def may_hold(data: bytes | memoryview, word: bytes) -> bool:
     Assembly is written without abbreviation (BitcodeWriter.cpp, writeStringRecord): each character is two VBR6
     chunks, five low bits and "more", then the high bits, at any bit offset.
     """
-    raw = bytes(data) if isinstance(data, memoryview) and not data.contiguous else data
-    return any(_pattern(word, offset).search(raw) is not None for offset in range(8))
+    raw = bytes(data)
+    return any(needle in raw for needle in _needles(word))
 
 
 @cache
-def _pattern(word: bytes, offset: int) -> re.Pattern[bytes]:
+def _needles(word: bytes) -> tuple[bytes, ...]:
     bits = 0
     for place, character in enumerate(word):
         bits |= (character & 31 | 32 | character >> 5 << 6) << (12 * place)
-    skipped = -offset % 8
-    whole = (12 * len(word) - skipped) // 8
-    needle = (bits >> skipped & (1 << 8 * whole) - 1).to_bytes(whole, "little")
-    return re.compile(re.escape(needle))
+    found = []
+    for offset in range(8):
+        skipped = -offset % 8
+        whole = (12 * len(word) - skipped) // 8
+        found.append((bits >> skipped & (1 << 8 * whole) - 1).to_bytes(whole, "little"))
+    return tuple(found)

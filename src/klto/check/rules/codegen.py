@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
@@ -80,7 +81,7 @@ class LostCodegenOption(Rule):
         """One module of each group of equal options is read: reading the flags of all would take seconds."""
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, command in enumerate(link.commands):
-            groups[_options(command.words) if command is not None else (f"?{number}",)].append(number)
+            groups[_options(command.compile) if command is not None else (f"?{number}",)].append(number)
         read = {
             options: module_flags(link.bitcode[numbers[0]].read().modules[0])
             for options, numbers in groups.items()
@@ -102,6 +103,8 @@ class LostCodegenOption(Rule):
             carrier = next((c for start, c in _CARRIED.items() if option.startswith(start)), None)
             value = option.partition("=")[2]
             if carrier is not None:
+                if carrier.flag in flags and carrier.link_option.format("") in given:
+                    yield self._twice(link, option, carrier)
                 if option in _DEFAULTS or carrier.flag in flags or carrier.link_option.format(value) in given:
                     continue
                 yield self._of_option(
@@ -113,6 +116,20 @@ class LostCodegenOption(Rule):
                 yield self._of_option(
                     name, option, len(numbers), f"-mllvm {wanted} at the link", Level.WARNING
                 )
+
+    def _twice(self, link: LinkInputs, option: str, carrier: Carrier) -> Finding:
+        """Needed for LLD before 13 only: given to a later one it reaches code that it is not meant for."""
+        return self.finding(
+            link.output,
+            f"the link is given {carrier.link_option.format('')}... though modules carry '{carrier.flag}' ({option})",
+            Level.WARNING,
+            symbol=carrier.flag,
+            seen="module flag and link option",
+            allowed="module flag alone",
+            remedies=(
+                "drop the option from KBUILD_LDFLAGS: arch/x86/Makefile has it for LLD before 13 only",
+            ),
+        )
 
     def _of_option(self, name: str, option: str, count: int, missing: str, level: Level) -> Finding:
         return self.finding(
@@ -188,18 +205,21 @@ class LostCodegenOption(Rule):
                 )
 
 
-def _options(words: list[str]) -> tuple[str, ...]:
+#: One search over a whole command: a look at each of its hundred words would take longer than all the rest.
+_RELEVANT = re.compile(
+    r"(?<!\S)(?:(-mllvm) +(\S+)|({carried})(\S*)|({back_end})(?!\S))".format(
+        carried="|".join(map(re.escape, sorted((*_CARRIED, *_FEATURES), key=len, reverse=True))),
+        back_end="|".join(map(re.escape, _BACK_END)),
+    )
+)
+
+
+def _options(command: str) -> tuple[str, ...]:
     """The options of a compile command that may have to reach the link, sorted; of several the last one counts."""
     kept: dict[str, str] = {}
-    at = iter(words)
-    for word in at:
-        if word == "-mllvm":
-            option = next(at, "")
+    for mllvm, option, start, value, back_end in _RELEVANT.findall(command):
+        if mllvm:
             kept[f"-mllvm {option.partition('=')[0]}"] = f"-mllvm {option}"
-        elif word in _BACK_END:
-            kept[word] = word
         else:
-            start = next((s for s in (*_CARRIED, *_FEATURES) if word.startswith(s)), None)
-            if start is not None:
-                kept[start] = word
+            kept[start or back_end] = f"{start}{value}" if start else back_end
     return tuple(sorted(kept.values()))
