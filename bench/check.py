@@ -27,7 +27,10 @@ def main() -> None:
     readelf = [str(LLVM / "llvm-readelf"), "-S", "-s", "-r", "-W", *files]
     print(HEADER)
     found = in_turn(
-        f"klto check -b / llvm-readelf, {len(files)} files", lambda: quiet(command), lambda: quiet(readelf), PAIRS
+        f"klto check -b / llvm-readelf, {len(files)} files",
+        lambda: quiet(command),
+        lambda: quiet(readelf),
+        PAIRS,
     )
     print(found.row(TARGET), flush=True)
     _memory(command, build_dir / "vmlinux.o")

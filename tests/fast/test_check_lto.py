@@ -80,6 +80,11 @@ def test_lto_lost(tmp_path: Path) -> None:
     [note] = of_build("lto-lost", root)
     assert note.level is Level.NOTE
     assert "1 of 2 objects compiled from C (50.0 %)" in note.message
+    (root / ".klto").mkdir()
+    (root / ".klto/overrides.log").write_text("sub/two.o\n")
+    build_dir(root, inputs=[bitcode, root / "sub/two.o"])
+    [note] = of_build("lto-lost", root)
+    assert "1 of the others by --no-lto" in note.message
     build_dir(root, inputs=[plain])
     assert "none of 1 inputs is bitcode" in of_build("lto-lost", root)[0].message
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from klto.check.left_out import left_out_of_lto
 from klto.check.saved import SavedCommand, read_saved
 from klto.check.subject import Subject
 from klto.objects import irsymtab
@@ -82,6 +83,8 @@ class LinkInputs:
         self.words = tuple(words)
         self.lto = lto
         self.root = root
+        #: Objects that klto was asked to leave out of LTO.
+        self.left_out = left_out_of_lto(root) if root else frozenset()
         self.bitcode: list[BitcodeInput] = []
         self.native: list[tuple[int, Subject]] = []
         self.unreadable: list[MalformedObject] = []

@@ -93,7 +93,7 @@ def rejoin(source: Path, output: Path, linker: Path, entry: str | None = None) -
         if problems:
             raise CannotRejoin(
                 f"{source}: the merged object is not the same: {problems[0]}",
-                "nothing was written; use klto build --no-lto PATTERN instead",
+                "nothing was written; use klto build --no-lto PATH instead",
                 tuple(problems[1:20]),
             )
         write_whole(output, bytes(result.data))

@@ -56,6 +56,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="merge the split sections of this link's output, such as arch/x86/purgatory/purgatory.ro; repeatable",
     )
     parser.add_argument(
+        "--no-lto",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave a directory or source file of the tree out of LTO; repeatable",
+    )
+    parser.add_argument(
+        "--keep-names",
+        action="store_true",
+        help="let functions that LTO makes global keep their names, where the linker can",
+    )
+    parser.add_argument(
         "--memory",
         type=size,
         metavar="SIZE",
@@ -95,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         no_cache=args.no_cache,
         fail_on=args.fail_on,
         rejoin=tuple(os.path.normpath(path) for path in args.rejoin),
+        no_lto=tuple(args.no_lto),
+        keep_names=args.keep_names,
         memory=args.memory,
         **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,

@@ -13,12 +13,14 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspa
 from klto.link.hooks import hooks_of, run_hook
 from klto.link.inputs import read_inputs
 from klto.link.request import parse_request
-from klto.link.run import ends_like, run_link
+from klto.link.run import ENV_KEEP_NAMES, KEEP_NAMES_OPTIONS, ends_like, run_link
 
 
 def main(argv: list[str]) -> int:
     """Run the link in ``argv`` (real linker, then its arguments); the exit status for make."""
     linker, arguments = argv[0], argv[1:]
+    if os.environ.get(ENV_KEEP_NAMES):
+        arguments += KEEP_NAMES_OPTIONS
     request = parse_request(arguments)
     hooks = hooks_of(request.output)
     status = run_hook(hooks.before, arguments)

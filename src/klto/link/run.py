@@ -36,6 +36,11 @@ _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
 ENV_MODULE_TIMEOUT = "KLTO_MODULE_TIMEOUT"
 DEFAULT_MODULE_TIMEOUT = 600.0
 
+#: The environment variable that says to keep the names of promoted locals, and the options for it (LLVM's
+#: llvm/lib/Transforms/Utils/FunctionImportUtils.cpp; releases up to 22 do not have it: ask the linker).
+ENV_KEEP_NAMES = "KLTO_KEEP_NAMES"
+KEEP_NAMES_OPTIONS = ("-mllvm", "-always-rename-promoted-locals=false")
+
 
 class Link:
     """A link to be done: the linker, its arguments, what they mean, and what klto may use for it."""

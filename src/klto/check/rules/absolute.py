@@ -95,7 +95,7 @@ class AbsoluteAddress(Rule):
     )
     remedies: ClassVar = (
         "compile the file position independent, and without tables: -fpie -fno-jump-tables, no computed goto",
-        "compile the file without LTO: klto build --no-lto PATTERN",
+        "compile the file without LTO: klto build --no-lto PATH",
         "make the table relative: .quad target - . in place of .quad target",
     )
     references: ClassVar = (

@@ -68,7 +68,7 @@ class LostCodegenOption(Rule):
     remedies: ClassVar = (
         "give the linker the option: KBUILD_LDFLAGS += -mllvm OPTION, after the last ':=' assignment of it",
         "give every module of the link the same code model, stack alignment and guard",
-        "compile the module that needs its own without LTO: klto build --no-lto PATTERN",
+        "compile the module that needs its own without LTO: klto build --no-lto PATH",
     )
     references: ClassVar = (
         "https://github.com/ClangBuiltLinux/linux/issues/1374",

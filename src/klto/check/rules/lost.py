@@ -35,7 +35,7 @@ class LeftoverBitcode(Rule):
     why = "a Makefile that links apart from vmlinux must filter CC_FLAGS_LTO out, and this one does not"
     remedies: ClassVar = (
         "filter CC_FLAGS_LTO out of KBUILD_CFLAGS in that folder's Makefile",
-        "klto build --no-lto PATTERN",
+        "klto build --no-lto PATH",
         "build the file again: an interrupted link may have left its input behind",
     )
     references: ClassVar = (
@@ -94,7 +94,9 @@ class LtoLost(Rule):
         lost = [
             (subject.name, subject.command)
             for _, subject in link.native
-            if subject.command is not None and subject.command.asks_for_lto
+            if subject.command is not None
+            and subject.command.asks_for_lto
+            and subject.name not in link.left_out
         ]
         for name, command in lost[:_MOST]:
             yield self._of_one(name, command)
@@ -128,11 +130,13 @@ class LtoLost(Rule):
     def _share(self, link: LinkInputs) -> Finding:
         of_c = [subject for _, subject in link.native if (subject.source or "").endswith(".c")]
         compiled = len(link.bitcode) + len(of_c)
+        left_out = sum(subject.name in link.left_out for _, subject in link.native)
+        asked = f", {left_out} of the others by --no-lto" if left_out else ""
         share = 100 * len(link.bitcode) / compiled
         return self.finding(
             link.output,
             f"{len(link.bitcode)} of {compiled} objects compiled from C ({share:.1f} %) are optimised across "
-            f"modules; {len(link.native) - len(of_c)} are assembly or linked apart",
+            f"modules{asked}; {len(link.native) - len(of_c)} are assembly or linked apart",
             Level.NOTE,
             seen=f"{share:.1f} %",
         )
@@ -183,6 +187,8 @@ class LtoLost(Rule):
             full = os.path.join(build.path, part)
             command = read_saved(full)
             if command is None or not command.asks_for_lto or command.own_link or not os.path.exists(full):
+                continue
+            if part in build.link.left_out:
                 continue
             if kind_of(full) == "elf":
                 yield self._of_one(part, command)

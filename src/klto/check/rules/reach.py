@@ -45,7 +45,7 @@ class ShortBranch(Rule):
             "the address with adr_l (adrp and add)"
         ),
         "put the function into the assembly's section, or both into one of their own",
-        "compile the function's file without LTO: klto build --no-lto PATTERN",
+        "compile the function's file without LTO: klto build --no-lto PATH",
     )
     references: ClassVar = (
         "https://github.com/ClangBuiltLinux/linux/issues/1317",

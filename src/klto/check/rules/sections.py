@@ -35,7 +35,7 @@ class SectionTable(Rule):
     )
     why = "LTO gives each function and each variable a section; instrumentation multiplies that"
     remedies: ClassVar = (
-        "link the kernel module without LTO: klto build --no-lto PATTERN",
+        "link the kernel module without LTO: klto build --no-lto PATH",
         "use the tool's newer version: objtool of 5.13 and later extends the table",
         "mark the function that is called from both __ref, or noinline",
     )

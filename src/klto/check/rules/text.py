@@ -33,7 +33,7 @@ class SplitText(Rule):
     remedies: ClassVar = (
         (
             "compile the objects of this link without LTO: KBUILD_CFLAGS := $(filter-out $(CC_FLAGS_LTO),"
-            "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATTERN"
+            "$(KBUILD_CFLAGS)) in its Makefile, or klto build --no-lto PATH"
         ),
         "merge the sections: klto rejoin IN -o OUT, or klto build --rejoin PATH",
         "give the link a linker script that has one .text",
