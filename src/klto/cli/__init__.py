@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rules": ("rules", "list what the checks look for, or explain one"),
     "rejoin": ("rejoin", "merge the split sections of a relocatable object"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
+    "explain": ("explain", "name the failure in a build or boot log, its cause and its remedy"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
 }
 
