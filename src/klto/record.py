@@ -264,6 +264,8 @@ class Record(_Value, frozen=True):
     verification: Verification | None = None
     initcalls: list[Initcall] = []
     findings: list[dict[str, Any]] = []
+    #: Whether the checks of the finished build have run; ``findings`` then has all of what they found.
+    checked: bool = False
     boots: list[Boot] = []
     artifacts: list[Artifact] = []
     sizes: ImageSizes | None = None

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from klto import __version__, machine
+from klto.build.checks import LinkChecks, check_finished, finding_of, judge, write_sarif
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
-from klto.build.overrides import NO_LTO, Overrides, compiler_shim
+from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim
 from klto.build.plan import Plan, measured_file
 from klto.build.verify import artifacts, compare_initcalls, verify_build
+from klto.check.finding import Level
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
@@ -105,6 +107,7 @@ class _Run:
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
         self.expected: int | None = None
+        self.checks: LinkChecks | None = None
         self.overrides = Overrides(folder.path, plan.build_dir)
 
     def carry_out(self) -> Record:
@@ -199,17 +202,48 @@ class _Run:
             self._configure()
         result = self._make()
         if result.returncode != 0:
+            self._judge_link()
             raise explain_failure(result, self.folder.log, again(plan))
         self._check_config()
         if whole or self._is_new("vmlinux"):
             with self.stage("verify"):
                 self._verify(result)
+            with self.stage("check"):
+                self._check()
         else:
             self.emit(Note(text="vmlinux was not built: nothing was verified"))
         if plan.request.boot:
             with self.stage("boot"):
                 self._boot()
         self.emit(RunFinished(status="done", exit_status=0))
+
+    def _judge_link(self) -> None:
+        """What the checks before the link said, when that is why make failed."""
+        found = self.checks.before_link() if self.checks else None
+        if found:
+            self.keeper.update(findings=[finding.as_json() for finding in found])
+            judge(found, self.plan.request.fail_on, "not linked", self.folder.log)
+
+    def _check(self) -> None:
+        """The checks of what was built; those before the link have been done."""
+        assert self.checks is not None
+        self.checks.check_rejoined()
+        record, request = self.keeper.record, self.plan.request
+        before = self.before if self.before and self.before.status == "done" and self.before.checked else None
+        linked = self.checks.before_link()
+        if before and linked is None and before.artifacts == record.artifacts:
+            found = [finding_of(item) for item in before.findings]  # Nothing was made since.
+        else:
+            with_modules = _makes_modules(request.targets)
+            found = check_finished(self.plan.build_dir, linked, with_modules=with_modules)
+        self.keeper.update(findings=[finding.as_json() for finding in found], checked=True)
+        write_sarif(self.folder.path / "findings.sarif", found)
+        judge(found, request.fail_on, "built, but", self.folder.log)
+        for finding in found:
+            if finding.level is not Level.NOTE:
+                self.emit(
+                    Note(text=f"{finding.artifact}: {finding.message} [{finding.rule}]", level="warning")
+                )
 
     def _configure(self) -> None:
         plan = self.plan
@@ -255,6 +289,12 @@ class _Run:
     def _make(self) -> MakeResult:
         plan, folder = self.plan, self.folder
         self._remove_leftovers()
+        config = self.keeper.record.config
+        lto = config.lto if config is not None else "none"
+        request = plan.request
+        linker = plan.kbuild.toolchain.ld_lld
+        self.checks = LinkChecks(plan.build_dir, folder.path, lto, request.fail_on, linker, request.rejoin)
+        self.checks.prepare()
         self._apply_overrides()
         learnt = folder.learnt()
         if learnt.objects and not (plan.build_dir / "vmlinux.a").exists():
@@ -269,6 +309,7 @@ class _Run:
             ]
             extra = {
                 **server.environment(),
+                **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
                 ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
@@ -314,9 +355,11 @@ class _Run:
 
     def _apply_overrides(self) -> None:
         plan = self.plan
-        stale = self.overrides.reconcile(plan.no_lto, keep_names=plan.keep_names)
+        stale = self.overrides.reconcile(plan.no_lto, keep_names=plan.keep_names, rejoin=plan.request.rejoin)
         if stale:
-            text = f"{len(stale)} outputs are made anew: --no-lto or --keep-names has changed for them"
+            text = (
+                f"{len(stale)} outputs are made anew: --no-lto, --keep-names or --rejoin has changed for them"
+            )
             self.emit(Note(text=text))
         if plan.request.keep_names and not plan.keep_names:
             text = (
@@ -329,6 +372,8 @@ class _Run:
         self.overrides.finish()
         if self.plan.keep_names:
             self.overrides.remember_links([begun.output for begun, _ in result.links])
+        if result.returncode == 0:
+            self.overrides.remember_links(list(self.plan.request.rejoin), REJOIN)
         current = self.overrides.current()
         self.keeper.update(overrides=current)
         without = sum(override == NO_LTO for override in current.values())

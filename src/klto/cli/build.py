@@ -43,6 +43,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument(
+        "--fail-on",
+        choices=("error", "warning", "never"),
+        default="error",
+        help="findings of the checks that end the build with status 3 (default error)",
+    )
+    parser.add_argument(
+        "--rejoin",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="merge the split sections of this link's output, such as arch/x86/purgatory/purgatory.ro; repeatable",
+    )
+    parser.add_argument(
         "--no-lto",
         metavar="PATH",
         action="append",
@@ -95,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        fail_on=args.fail_on,
+        rejoin=tuple(os.path.normpath(path) for path in args.rejoin),
         no_lto=tuple(args.no_lto),
         keep_names=args.keep_names,
         memory=args.memory,
@@ -149,6 +164,12 @@ def _summary(record: Record, build_dir: Path) -> None:
             took = duration(link.wall_seconds or 0.0)
             shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the rest from the cache"
             print(f"{'link':<10}{took}: {shares}")
+    if record.checked:
+        levels = [str(finding["level"]) for finding in record.findings]
+        print(
+            f"{'checks':<10}{levels.count('error')} errors, {levels.count('warning')} warnings, "
+            f"{levels.count('note')} notes: klto check -b {build_dir}"
+        )
     for boot in record.boots:
         for proof in boot.proofs:
             print(
