@@ -118,6 +118,7 @@ class Console:
         self.bytes = 0
         self.reports: list[Report] = []
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._lines: list[str] = []
         #: Whether the kernel said that it is at its end; nothing but more of its message will come.
         self.panicked = False
 
@@ -125,6 +126,11 @@ class Console:
     def full(self) -> bool:
         """Whether the guest has printed more than the log may hold."""
         return self.bytes > self._limit
+
+    @property
+    def text(self) -> str:
+        """All lines so far; as much as the log holds."""
+        return "\n".join(self._lines)
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the guest.
@@ -145,6 +151,7 @@ class Console:
 
     def _line(self, line: str) -> None:
         text = line.rstrip()
+        self._lines.append(text)
         if text:
             self.tail.append(text)
         kind = find_report(text)

@@ -26,6 +26,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kernel", metavar="IMAGE", type=Path, help="boot this image instead of a build dir's"
     )
     parser.add_argument(
+        "--module",
+        dest="modules",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="load this kernel module, or .ko file, instead of all (proof modules; repeatable)",
+    )
+    parser.add_argument(
+        "--names", metavar="FILE", type=Path, help="functions for livepatch-names, one a line"
+    )
+    parser.add_argument("--junit", metavar="FILE", type=Path, help="write the results as JUnit XML, too")
+    parser.add_argument(
+        "--decode",
+        metavar="LOG",
+        type=Path,
+        help="boot nothing: decode the panics in a console log (- for stdin)",
+    )
+    parser.add_argument(
         "--timeout",
         metavar="S",
         type=_seconds,
@@ -69,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> BootRequest:
-    from klto.boot.proofs import select_proofs
+    from klto.boot.catalog import select_proofs
     from klto.boot.qemu import Accelerator, find_qemu
     from klto.boot.run import BootRequest
     from klto.files import user_cache_dir
@@ -85,6 +103,9 @@ def _request(args: argparse.Namespace) -> BootRequest:
         cache=cache,
         proofs=tuple(args.proofs),
         config=config,
+        build_dir=build_dir,
+        modules=tuple(args.modules),
+        names=args.names,
         qemu=args.qemu,
         accelerator=None if args.accel == "auto" else Accelerator(args.accel),
         timeout=args.timeout,
