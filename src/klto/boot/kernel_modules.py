@@ -149,3 +149,12 @@ def in_load_order(wanted: Iterable[ModuleFile], built: Sequence[ModuleFile]) -> 
         stack.pop()
         placed.setdefault(module.name, module)
     return list(placed.values())
+
+
+def listed_modules(build_dir: Path) -> dict[str, Path]:
+    """Names to paths of the modules in modules.order that are there."""
+    order = build_dir / "modules.order"
+    if not order.is_file():
+        return {}
+    paths = (build_dir / Path(line).with_suffix(".ko") for line in order.read_text().split())
+    return {path.stem.replace("-", "_"): path for path in paths if path.is_file()}

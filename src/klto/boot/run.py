@@ -20,6 +20,7 @@ from klto.boot.initramfs import Entry, directory, regular
 from klto.boot.proof_kexec import INITRD
 from klto.boot.proofs import Course, Place, ProofResult, ProofStatus, Transcript, judge
 from klto.boot.qemu import MEMORY_MIB, Accelerator, Machine, find_qemu
+from klto.boot.reservation import reserved
 from klto.boot.session import Ending, QemuLife, Session, Stopwatch, Wires, wires
 from klto.boot.subject import Subject
 from klto.errors import UsageError
@@ -198,26 +199,21 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan) ->
     nonce = secrets.token_hex(16)
     transcript, watch = Transcript(nonce), Stopwatch()
     path = _log_of(request.log, plan.place)
+    content = initramfs + _own_archive(initramfs, nonce, plan, request.files)
+    memory = memory_for(len(content))
     with _open_log(path) as log, _memory_file() as initrd, wires() as ends:
-        size = initrd.write(initramfs + _own_archive(initramfs, nonce, plan, request.files))
+        initrd.write(content)
         initrd.flush()
-        machine = _machine(request, qemu, accelerator, initrd.fileno(), ends)
         machine = replace(
-            machine,
+            _machine(request, qemu, accelerator, initrd.fileno(), ends),
             cpu=plan.cpu or request.cpu,
             append=f"{plan.append} {request.append}".strip(),
-            memory_mib=memory_for(size),
+            memory_mib=memory,
         )
         console = Console(log, watch, MAX_LOG_BYTES)
         session = Session(ends, console, transcript, watch, timeout)
-        output = ends.descriptor("output")
-        inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))
-        with process.started(machine.argv(), stdout=output, stderr=output, pass_fds=inherited) as child:
-            ends.hand_over()
-            try:
-                life = session.follow(child)
-            except OSError as error:
-                raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        with reserved(request.cache, memory << 20):
+            life = _follow(machine, initrd, ends, session, path)
     ending = _describe(life, console, timeout)
     course = Course(
         transcript=transcript,
@@ -241,6 +237,19 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan) ->
         proofs=judge(plan.steps, course),
     )
     return _Attempt(run, suspect=life.ending.lost or not life.heard)
+
+
+def _follow(machine: Machine, initrd: IO[bytes], ends: Wires, session: Session, log: Path) -> QemuLife:
+    """Start QEMU and watch it to its end."""
+    output = ends.descriptor("output")
+    inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))
+    argv = machine.argv()
+    with process.started(argv, stdout=output, stderr=output, pass_fds=inherited) as child:
+        ends.hand_over()
+        try:
+            return session.follow(child)
+        except OSError as error:
+            raise UsageError(f"cannot write {log}: {error.strerror}") from error
 
 
 def _own_archive(initramfs: bytes, nonce: str, plan: BootPlan, files: tuple[Entry, ...]) -> bytes:

@@ -118,7 +118,7 @@ def _summary(record: Record, build_dir: Path) -> None:
             shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the rest from the cache"
             print(f"{'link':<10}{took}: {shares}")
     for boot in record.boots:
-        for proof in boot.proofs:
+        for proof in (proof for proof in boot.proofs if proof.status != "not-applicable"):
             print(
                 f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})"
             )
