@@ -125,6 +125,8 @@ class _Decoder:
             return frame
         what = image.what(_looked_up(frame))
         found = image.covering(_looked_up(frame))
+        if frame.function:  # named by the log; one address may have several names
+            found = frame.function, frame.offset - _is_return(frame.role)
         instruction = ""
         if what.startswith("text") and frame.role is not Role.FAULT:
             instruction = self.tools.instruction(image, frame.address, before=_is_return(frame.role))
@@ -146,7 +148,7 @@ class _Decoder:
         if mention.hyp:
             if report.hyp_offset is None:
                 return replace(frame, notes=("the log does not give the Hyp Offset: it cannot be placed",))
-            return self._in_vmlinux(frame, (address + report.hyp_offset) & _MASK)
+            return self._hyp(frame, address, report.hyp_offset)
         if mention.linked:
             return self._in_vmlinux(frame, address)
         if address < _NULL_PAGE:
@@ -157,6 +159,14 @@ class _Decoder:
             note = "KASLR moved the kernel, and the log has no Kernel Offset line: it cannot be placed"
             return replace(frame, notes=(note,))
         return self._in_vmlinux(frame, (address - (report.kernel_offset or 0)) & _MASK)
+
+    def _hyp(self, frame: Frame, address: int, offset: int) -> Frame:
+        """The hypervisor runs at addresses of its own; the kernel's are not mapped there."""
+        placed = self._in_vmlinux(frame, (address + offset) & _MASK)
+        if placed.address is None and self.vmlinux.section_at(address) is not None:
+            note = "the kernel's own address, which the hypervisor has not mapped: a pointer that .hyp.reloc lacks?"
+            return replace(frame, address=address, notes=(note,))
+        return placed
 
     def _in_vmlinux(self, frame: Frame, address: int) -> Frame:
         if self.vmlinux.section_at(address) is None:
@@ -182,7 +192,10 @@ class _Decoder:
             notes.append(f"in {image.path.name} {mention.symbol} has another size: is it of this build?")
         if len(found) > 1:
             notes.append(f"{mention.symbol} is there {len(found)} times; this is the first")
-        return replace(frame, address=found[0] + mention.offset, notes=tuple(notes))
+        address = found[0] + mention.offset
+        return replace(
+            frame, address=address, function=mention.symbol, offset=mention.offset, notes=tuple(notes)
+        )
 
     def _image(self, module: str) -> Image | None:
         """vmlinux, or a module of the build; None when it is not there."""

@@ -28,7 +28,7 @@ _MODULE_BASE = 0x1000000
 
 #: What kernel/kallsyms.c leaves out, so that it does not end the symbol before it (scripts/mksysmap and
 #: scripts/kallsyms.c, 6.1 and 6.12); arm64's mapping symbols among it.
-_UNSEEN = ("$", ".L", "__pfx_", "__crc_", "__kstrtab", "__kcfi_typeid_")
+_UNSEEN = ("$", ".L", "__pfx_", "__crc_", "__kstrtab", "__kcfi_typeid_", "__kvm_nvhe_$")
 
 
 class Image:
@@ -136,7 +136,17 @@ class Image:
             return None
         while position > 0 and names[position].startswith(_UNSEEN):
             position -= 1
-        return without_hash(names[position]), address - values[position]
+        return without_hash(names[self._best_name(position)]), address - values[position]
+
+    def _best_name(self, position: int) -> int:
+        """Of the names of one address that of a function or object with a size, before mere labels."""
+        values, names, sizes = self._symbols
+        same = [position]
+        while same[-1] > 0 and values[same[-1] - 1] == values[position]:
+            same.append(same[-1] - 1)
+        return min(
+            same, key=lambda p: (names[p].startswith(_UNSEEN), sizes[p] == 0, "$" in names[p], len(names[p]))
+        )
 
     def section_at(self, address: int) -> int | None:
         """The section that is loaded at an address."""

@@ -95,7 +95,7 @@ _CALL_TRACE_LINE = re.compile(
 _PC = re.compile(r"^(?:RIP: (?P<selector>[0-9a-f]{4}):|pc : |PC is at |EIP: )")
 _LR = re.compile(r"^(?:lr : |LR is at )")
 #: A number where a symbol would be: kallsyms is off, or the address is in no function.
-_RAW = re.compile(r"(?:0x|\[<)?(?P<raw>[0-9a-f]{16})(?:>\])?\b")
+_RAW = re.compile(r"(?:0x|\[<)(?P<raw>[0-9a-f]{1,16})\b|\b(?P<bare>[0-9a-f]{16})\b")
 _RAW_CALL = re.compile(r"^\s*(?P<maybe>\? )?(?:0x|\[<)(?P<raw>[0-9a-f]{9,16})(?:>\])?\s*$")
 
 #: arch/x86/mm/fault.c and arch/arm64/mm/fault.c: the address that was accessed.
@@ -244,7 +244,7 @@ def _at(line: str, role: Role) -> list[Mention]:
     if found:
         return [_by_symbol(found, role, line)]
     raw = _RAW.search(line)
-    return [Mention(role, line, address=int(raw["raw"], 16))] if raw else []
+    return [Mention(role, line, address=int(raw["raw"] or raw["bare"], 16))] if raw else []
 
 
 def _by_symbol(found: re.Match[str], role: Role, line: str) -> Mention:

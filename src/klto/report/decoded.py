@@ -15,7 +15,7 @@ _SIGNS = {"pc": "=>", "return": "  ", "maybe": " ?", "target": "->", "fault": "@
 def decoded_text(decoded: Decoded, *, quiet_frames: bool = False) -> str:
     """All reports as text, with a line end.
 
-    :param quiet_frames: leave out what was only found on the stack.
+    :param quiet_frames: leave out what was only found on the stack, where there is a better call trace.
     """
     lines: list[str] = []
     for report in decoded.reports:
@@ -28,8 +28,9 @@ def decoded_text(decoded: Decoded, *, quiet_frames: bool = False) -> str:
 
 def _report(report: DecodedReport, *, quiet_frames: bool) -> Iterator[str]:
     yield f"line {report.number}: {report.title}"
+    traced = any(frame.role == "return" for frame in report.frames)
     for frame in report.frames:
-        if not (quiet_frames and frame.role == "maybe"):
+        if not (quiet_frames and traced and frame.role == "maybe"):
             yield from _frame(frame)
 
 

@@ -232,11 +232,13 @@ static enum status prove_names(void)
 
 /*
  * LKDTM calls a function through a pointer of another type (drivers/misc/lkdtm/cfi.c). A kernel that enforces
- * CFI does not come back from it. A line "module NAME PATH" loads LKDTM first.
+ * CFI does not come back from it. A line "module NAME PATH" loads LKDTM first; a line "provoke NAME" asks for
+ * another of its crashes (drivers/misc/lkdtm/core.c), for those who want a panic to look at.
  */
 static enum status prove_cfi(void)
 {
-	static const char request[] = "CFI_FORWARD_PROTO";
+	const char *crash = "CFI_FORWARD_PROTO", *other;
+	ulong size = 0;
 	char *name;
 	long fd, n;
 
@@ -245,16 +247,20 @@ static enum status prove_cfi(void)
 
 		fact_number("cfi", name, load_module(path));
 	}
+	if ((other = next_line("provoke ")))
+		crash = other;
+	while (crash[size])
+		size++;
 	if (!mounted("debugfs", "/debug"))
 		return not_applicable("needs CONFIG_DEBUG_FS");
 	fd = open_file("/debug/provoke-crash/DIRECT", O_WRONLY);
 	if (fd < 0)
 		return not_applicable("needs CONFIG_LKDTM: there is no provoke-crash/DIRECT in debugfs");
 	record("fact", "cfi called", "yes");
-	n = system_call(NR_write, fd, (long)request, sizeof(request) - 1, 0);
+	n = system_call(NR_write, fd, (long)crash, (long)size, 0);
 	close_file(fd);
 	if (n < 0)
-		return not_applicable("this LKDTM has no CFI_FORWARD_PROTO");
+		return not_applicable("this LKDTM does not know the crash");
 	record("fact", "cfi survived", "yes");
 	return PASSED;
 }
