@@ -67,7 +67,9 @@ class BootRequest:
 
 @dataclass(frozen=True)
 class BootRun:
-    """One boot of several. ``place``: its name. Otherwise as in :class:`BootResult`."""
+    """One boot of several. ``place``: its name. ``complained``: whether the kernel reported a panic, an oops or
+    the like. Otherwise as in :class:`BootResult`.
+    """
 
     place: Place
     accelerator: str
@@ -78,6 +80,7 @@ class BootRun:
     console_tail: tuple[str, ...]
     ending: str
     proofs: tuple[ProofResult, ...]
+    complained: bool = False
 
     @property
     def status(self) -> ProofStatus:
@@ -235,6 +238,7 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan) ->
         console_tail=tuple(console.tail),
         ending=ending,
         proofs=judge(plan.steps, course),
+        complained=bool(console.reports),
     )
     return _Attempt(run, suspect=life.ending.lost or not life.heard)
 

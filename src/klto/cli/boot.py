@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(result)
     else:
-        show_result(result, quiet=args.quiet, verbose=args.verbose)
+        show_result(result, request, quiet=args.quiet, verbose=args.verbose)
     return exit_status(result)
 
 
@@ -264,15 +264,20 @@ def _print_json(result: BootResult) -> None:
     print(json.dumps(boot_json(result), indent=2))
 
 
-def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = False) -> None:
+def show_result(
+    result: BootResult, request: BootRequest, *, quiet: bool = False, verbose: bool = False
+) -> None:
     """For people: the verdicts on stdout; what went wrong, with the console's last lines, on stderr."""
     from klto import process
 
     if not quiet:
-        for proof in result.proofs:
-            print(f"{proof.name:<15} {proof.status:<14} {proof.seconds:6.2f} s  {_first(proof.evidence)}")
+        for proof in (proof for proof in result.proofs if proof.status != "not-applicable"):
+            print(f"{proof.name:<15} {proof.status:<7} {proof.seconds:6.2f} s  {_first(proof.evidence)}")
             for line in proof.evidence if verbose else ():
                 print(f"    {line}")
+        others = [f"{p.name} ({_first(p.evidence)})" for p in result.proofs if p.status == "not-applicable"]
+        if others and result.runs:
+            print(f"not applicable: {', '.join(others)}")
     for run in result.runs if verbose else ():
         print(
             f"{run.place}: {run.accelerator}, QEMU {run.qemu_version}: {process.quote(run.qemu)}",
@@ -284,11 +289,13 @@ def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = Fals
         return
     for run in result.runs:
         if run.status in ("failed", "unknown"):
-            _show_failure(run)
+            _show_failure(run, request)
 
 
-def _show_failure(run: BootRun) -> None:
-    """The end of one boot's console, and its proofs that did not pass."""
+def _show_failure(run: BootRun, request: BootRequest) -> None:
+    """The end of one boot's console, its proofs that did not pass, and how to decode what the kernel said."""
+    from klto import process
+
     for line in run.console_tail[-_SHOWN_LINES:]:
         print(f"  | {line}", file=sys.stderr)
     for proof in run.proofs:
@@ -298,6 +305,9 @@ def _show_failure(run: BootRun) -> None:
                 if line != run.ending:
                     print(f"  {line}", file=sys.stderr)
     print(f"  console log: {run.console_log}", file=sys.stderr)
+    if run.complained and request.build_dir is not None:
+        command: list[process.Arg] = ["klto", "boot", "--decode", run.console_log, "-b", request.build_dir]
+        print(f"  decode it: {process.quote(command)}", file=sys.stderr)
 
 
 def _first(evidence: tuple[str, ...]) -> str:
