@@ -252,6 +252,14 @@ class TestDecoding:
             assert (frame.what, frame.function) == (what, name)
             (unplaced,) = decode_log(line, plain_dir, tools, {"RANDOMIZE_BASE": "y"}).reports[0].frames
             assert "no Kernel Offset line" in unplaced.notes[0]
+            blind = {"RANDOMIZE_BASE": "y", "X86_64": "y"}
+            off = "Kernel Offset: disabled\n"
+            (unplaced,) = decode_log(line + off, plain_dir, tools, blind).reports[0].frames
+            assert "RANDOMIZE_MEMORY" in unplaced.notes[0]
+            frames = (
+                decode_log(line + off, plain_dir, tools, blind | {"RANDOMIZE_MEMORY": "y"}).reports[0].frames
+            )
+            assert not frames[0].notes
         for number, what in (
             (8, "a null pointer"),
             (0x400000, "user space"),

@@ -19,35 +19,16 @@ import pytest
 from test_boot_decode import check_junit
 
 from klto.boot import run as boot_run
-from klto.boot.guest import Compiler
-from klto.boot.images import Arch, find_built_image, read_image
+from klto.boot.images import read_image
 from klto.boot.initramfs import regular
 from klto.boot.run import BootRequest, BootResult, boot_kernel
 from klto.files import user_cache_dir
-from klto.kernel.kconfig_requests import read_config
-from klto.kernel.toolchain import find_toolchain
 from tests.real.boot_checks import dying_init
 from tests.real.conftest import Kernel, run_klto
 from tests.real.patched import Arm64Image
-from tests.real.provoke import provoke
+from tests.real.provoke import provoke, request
 
 pytestmark = pytest.mark.real
-
-
-def request(kernel: Kernel, folder: Path, *proofs: str) -> BootRequest:
-    """A boot of a build dir's kernel with its logs below ``folder``."""
-    arch = Arch(kernel.arch)
-    found = find_toolchain(None, kernel.build_dir, None)
-    return BootRequest(
-        image=read_image(find_built_image(kernel.build_dir, arch), arch),
-        compiler=Compiler(found.clang, found.ld_lld),
-        log=folder / "console.log",
-        cache=user_cache_dir(),
-        proofs=proofs,
-        config=read_config(kernel.build_dir / ".config"),
-        build_dir=kernel.build_dir,
-        timeout=120.0,
-    )
 
 
 def verdicts(result: BootResult) -> dict[str, str]:

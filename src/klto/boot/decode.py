@@ -53,9 +53,11 @@ class DecodedReport:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded log. ``notes``: what could not be known, and why."""
+    """A decoded log. ``source``: the tree that the kernel was built from. ``notes``: what could not be known, and
+    why."""
 
     vmlinux: Path
+    source: Path
     reports: tuple[DecodedReport, ...]
     notes: tuple[str, ...]
 
@@ -97,7 +99,10 @@ class _Decoder:
             DecodedReport(report.kind, report.title, report.number, self._frames(report))
             for report in log.reports
         )
-        return Decoded(self.vmlinux.path, reports, tuple(self.notes))
+        # O= builds have a link named source (top Makefile, outputmakefile).
+        folder = self.vmlinux.path.parent
+        source = (folder / "source").resolve() if (folder / "source").exists() else folder.resolve()
+        return Decoded(self.vmlinux.path, source, reports, tuple(self.notes))
 
     def _check_banner(self, banner: str) -> None:
         ours = self.vmlinux.string_at("linux_banner")
@@ -155,10 +160,22 @@ class _Decoder:
             return replace(frame, what=f"unmapped: a null pointer, {address:#x} bytes behind it")
         if address < 1 << 47:
             return replace(frame, what="unmapped: an address of user space")
-        if report.kernel_offset is None and self.config.get("RANDOMIZE_BASE") == "y":
-            note = "KASLR moved the kernel, and the log has no Kernel Offset line: it cannot be placed"
+        note = self._why_unplaced(report)
+        if note is not None:
             return replace(frame, notes=(note,))
         return self._in_vmlinux(frame, (address - (report.kernel_offset or 0)) & _MASK)
+
+    def _why_unplaced(self, report: LoggedReport) -> str | None:
+        """Why the number of an address says nothing; None when it does."""
+        if self.config.get("RANDOMIZE_BASE") != "y":
+            return None
+        if report.kernel_offset is None:
+            return "KASLR moved the kernel, and the log has no Kernel Offset line: it cannot be placed"
+        # arch/x86/include/asm/setup.h, kaslr_enabled (6.1 and 6.12).
+        blind = self.config.get("X86_64") == "y" and self.config.get("RANDOMIZE_MEMORY") != "y"
+        if report.offset_disabled and blind:
+            return "without CONFIG_RANDOMIZE_MEMORY a kernel always says 'disabled' here: it cannot be placed"
+        return None
 
     def _hyp(self, frame: Frame, address: int, offset: int) -> Frame:
         """The hypervisor runs at addresses of its own; the kernel's are not mapped there."""

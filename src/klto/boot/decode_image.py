@@ -48,21 +48,37 @@ class Image:
         if self.elf.symtab is None:
             raise UsageError(f"{path}: has no symbol table", "give a build dir whose vmlinux is not stripped")
         (kind,) = struct.unpack_from(f"{self.elf.header.order}H", self.elf.data, _E_TYPE_AT)
+        self._ends: list[int] = []
         self.addresses = np.array(self.elf.sections["sh_addr"], dtype=np.uint64)
-        self.file = self._placed(scratch) if kind == _ET_REL else path
+        self.is_module = kind == _ET_REL
+        self.file = self._placed(scratch) if self.is_module else path
 
     def _placed(self, scratch: Path) -> Path:
-        """A copy with a place for every section that is loaded."""
+        """A copy with a place for every section that is loaded: code first and together, as the kernel puts it, so
+        that symbols have the sizes that kallsyms gives them (kernel/module/main.c, layout_sections)."""
         copy = scratch / f"{len(os.listdir(scratch))}-{self.path.name}"
         shutil.copyfile(self.path, copy)
-        at = _MODULE_BASE
+        sections, at, last = self.elf.sections, _MODULE_BASE, None
         with copy.open("r+b") as file:
-            for index in np.flatnonzero(self.elf.sections["sh_flags"] & _ALLOC).tolist():
+            for index in sorted(np.flatnonzero(sections["sh_flags"] & _ALLOC).tolist(), key=self._region):
+                if last is not None and self._region(index) != last:
+                    self._ends.append(at)
+                    at = (at | 0xFFFF) + 1
+                last = self._region(index)
+                align = max(1, int(sections["sh_addralign"][index]))
+                at = (at + align - 1) // align * align
                 self.addresses[index] = at
                 file.seek(self.elf.header.e_shoff + index * _SHDR_BYTES + _SH_ADDR_AT)
                 file.write(struct.pack(f"{self.elf.header.order}Q", at))
-                at += (int(self.elf.sections["sh_size"][index]) | 0xFFFF) + 1
+                at += int(sections["sh_size"][index])
+        self._ends.append(at)
         return copy
+
+    def _region(self, index: int) -> int:
+        """Which of a module's memories a section goes to: those for init code and data are others."""
+        flags = int(self.elf.sections["sh_flags"][index])
+        kind = 0 if flags & _EXEC else 2 if flags & _WRITE else 1
+        return kind + 3 * self.elf.section_names[index].startswith(".init")
 
     @cached_property
     def has_lines(self) -> bool:
@@ -84,7 +100,7 @@ class Image:
         numbers = np.flatnonzero(known)
         numbers = numbers[loaded[section[numbers]]]
         values = rows["st_value"][numbers].astype(np.uint64)
-        if self.file != self.path:
+        if self.is_module:
             values = values + self.addresses[section[numbers]]
         order = np.argsort(values, kind="stable")
         names = table.names
@@ -126,6 +142,12 @@ class Image:
             if not names[other].startswith(_UNSEEN):
                 found.add(values[other] - own)
                 break
+        end = next((end for end in self._ends if end > own), None)
+        if (
+            end is not None
+        ):  # the last symbol of a module reaches to the end of its memory, which is whole pages
+            size = end - own
+            found |= {size, ((end - _MODULE_BASE) | 0xFFF) + 1 + _MODULE_BASE - own}
         return found
 
     def covering(self, address: int) -> tuple[str, int] | None:
@@ -178,7 +200,7 @@ class Image:
 
         A switch's jump table has no symbol. Two neighbours that lead into text are taken for one.
         """
-        if int(self.elf.sections["sh_type"][index]) == SHT_NOBITS or self.file != self.path:
+        if int(self.elf.sections["sh_type"][index]) == SHT_NOBITS or self.is_module:
             return False
         content, start = self.elf.content(index), address - int(self.addresses[index])
         at = start & ~7

@@ -58,7 +58,8 @@ class Mention:
 class LoggedReport:
     """One panic, oops, BUG, WARNING or CFI failure. ``number``: of its first line in the log, from 1.
 
-    ``kernel_offset``, ``hyp_offset``: as the log gives them, None when it does not.
+    ``kernel_offset``, ``hyp_offset``: as the log gives them, None when it does not. ``offset_disabled``: it says
+    that there is no offset.
     """
 
     kind: ReportKind
@@ -66,6 +67,7 @@ class LoggedReport:
     number: int
     mentions: list[Mention] = field(default_factory=list)
     kernel_offset: int | None = None
+    offset_disabled: bool = False
     hyp_offset: int | None = None
     lines: int = 0
 
@@ -182,6 +184,7 @@ def _take_offset(reports: list[LoggedReport], line: str) -> None:
         for report in reports:
             if report.kernel_offset is None:
                 report.kernel_offset = int(found[1], 16) if found[1] else 0
+                report.offset_disabled = not found[1]
     found = _HYP_OFFSET.search(line)
     if found:
         reports[-1].hyp_offset = int(found[1], 16)

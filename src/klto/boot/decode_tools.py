@@ -29,6 +29,11 @@ _MOST_CODE = 1 << 16
 #: A line of llvm-objdump's with an instruction.
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*?)\s*$")
 
+#: A line of ``--reloc``'s, and the relocations of calls and jumps (x86-64 psABI 4.4; Arm's AAELF64, 5.7).
+_RELOCATION = re.compile(r"^\s*[0-9a-f]+:\s+(R_\w+)\s+(\S+)\s*$")
+_BRANCHES = frozenset(("R_X86_64_PLT32", "R_AARCH64_CALL26", "R_AARCH64_JUMP26"))
+_ADDEND = re.compile(r"[-+]0x[0-9a-f]+$")
+
 
 @dataclass(frozen=True)
 class Location:
@@ -82,13 +87,36 @@ class Tools:
                 return ""
             start = address - 1 - symbol[1]
         stop = address if before else address + _LONGEST
-        argv = (self.objdump, "--disassemble", "--no-show-raw-insn")
+        argv = (
+            self.objdump,
+            "--disassemble",
+            "--no-show-raw-insn",
+            *(("--reloc",) if image.is_module else ()),
+        )
         ends = (f"--start-address={start:#x}", f"--stop-address={stop:#x}")
         text = process.run((*argv, *ends, image.file), timeout=_TOOL_SECONDS).stdout
-        lines = [(int(m[1], 16), m[2]) for line in text.splitlines() if (m := _INSTRUCTION.match(line))]
+        lines = _instructions(text)
         if before:
-            return _tidy(lines[-1][1]) if lines else ""
-        return next((_tidy(code) for at, code in lines if at == address), "")
+            return lines[-1][1] if lines else ""
+        return next((code for at, code in lines if at == address), "")
+
+
+def _instructions(text: str) -> list[tuple[int, str]]:
+    """Addresses and instructions of llvm-objdump's output; calls in a module with the symbol they go to."""
+    found: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        relocation = _RELOCATION.match(line)
+        if relocation and found:
+            at, code = found[-1]
+            target = relocation[2].removeprefix(".text.").partition(".llvm.")[0]
+            if relocation[1] in _BRANCHES:
+                code = f"{code.split(' ', 1)[0]} <{_ADDEND.sub('', target)}>"
+            else:
+                code = f"{code}  # {relocation[1]} {target}"
+            found[-1] = at, code
+        elif instruction := _INSTRUCTION.match(line):
+            found.append((int(instruction[1], 16), _tidy(instruction[2])))
+    return found
 
 
 def find_tools(folders: Iterable[Path]) -> Tools:

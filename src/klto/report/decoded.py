@@ -19,22 +19,22 @@ def decoded_text(decoded: Decoded, *, quiet_frames: bool = False) -> str:
     """
     lines: list[str] = []
     for report in decoded.reports:
-        lines += [*_report(report, quiet_frames=quiet_frames), ""]
+        lines += [*_report(report, f"{decoded.source}/", quiet_frames=quiet_frames), ""]
     if not decoded.reports:
         lines.append("no panic, oops, BUG, WARNING or CFI failure in this log")
     lines += [f"note: {note}" for note in decoded.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _report(report: DecodedReport, *, quiet_frames: bool) -> Iterator[str]:
+def _report(report: DecodedReport, source: str, *, quiet_frames: bool) -> Iterator[str]:
     yield f"line {report.number}: {report.title}"
     traced = any(frame.role == "return" for frame in report.frames)
     for frame in report.frames:
         if not (quiet_frames and traced and frame.role == "maybe"):
-            yield from _frame(frame)
+            yield from _frame(frame, source)
 
 
-def _frame(frame: Frame) -> Iterator[str]:
+def _frame(frame: Frame, source: str) -> Iterator[str]:
     sign = _SIGNS[frame.role]
     place = f"{frame.function}+{frame.offset:#x}" if frame.function else frame.line.strip()
     module = f" [{frame.module}]" if frame.module else ""
@@ -43,17 +43,19 @@ def _frame(frame: Frame) -> Iterator[str]:
     yield f" {sign} {place}{module}{address if not frame.module else ''}{what}"
     inlined, holder = frame.locations[:-1], frame.locations[-1:]
     for location in inlined:
-        yield f"      {_line(location)}  {location.function}, inlined"
+        yield f"      {_line(location, source)}  {location.function}, inlined"
     for location in holder:
-        yield f"      {_line(location)}  {location.function}"
+        yield f"      {_line(location, source)}  {location.function}"
     if frame.instruction:
         yield f"      {frame.instruction}"
     for note in frame.notes:
         yield f"      ({note})"
 
 
-def _line(location: Location) -> str:
-    return f"{location.file}:{location.line}" if location.line else (location.file or "no line")
+def _line(location: Location, source: str) -> str:
+    """``kernel/fork.c:12``: relative to the source tree, as everything in a kernel's messages is."""
+    file = location.file.removeprefix(source).removeprefix("./")
+    return f"{file}:{location.line}" if location.line else (file or "no line")
 
 
 def decoded_json(decoded: Decoded, log: str) -> dict[str, Any]:
