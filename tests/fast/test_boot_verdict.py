@@ -257,6 +257,31 @@ class TestJudge:
         assert results[1].evidence == ("no such thing",)
         assert results[3].evidence == ("not run: b did not finish",)
 
+    def test_purgatory_warning_fails_kexec_though_the_jump_works(self) -> None:
+        """The line of kernel/kexec_file.c before 6.1.192, with a purgatory that has several .text sections."""
+        transcript = told(
+            "hello x",
+            "begin kexec",
+            "begin kexec-end",
+            "fact kexec-end second reached init",
+            "end kexec-end passed",
+        )
+        step = Step("kexec", lambda heard: Finding(None, tuple(heard.facts)), successor=())
+        line = "WARNING: CPU: 0 PID: 1 at kernel/kexec_file.c:945 kexec_load_purgatory+0x39f/0x3c0"
+        (good,) = judge([step], self.course(transcript))
+        (bad,) = judge([step], self.course(transcript, Report(ReportKind.WARNING, line, 1.5)))
+        assert (good.status, good.evidence[0]) == (ProofStatus.PASSED, "second")
+        assert (bad.status, bad.evidence) == (ProofStatus.FAILED, (f"WARNING: {line}",))
+
+    def test_kernel_may_end_of_a_step_that_is_meant_to(self) -> None:
+        report = Report(ReportKind.CFI, "CFI failure at x", 2.0)
+        step = Step("cfi", lambda heard: Finding(None if heard.reports else "silence"), dies=True)
+        begun = told("hello x", "begin cfi")
+        assert judge([step], self.course(begun, report))[0].status is ProofStatus.PASSED
+        assert judge([step], self.course(begun))[0].evidence == ("silence", "the guest ended", "a note")
+        assert judge([step], self.course(told("hello x"), report))[0].status is ProofStatus.FAILED
+        assert judge([step], self.course(begun, lost=True))[0].status is ProofStatus.UNKNOWN
+
 
 def test_unknown_proof_names_those_that_exist() -> None:
     with pytest.raises(UsageError, match="no proof is called 'inti'") as caught:

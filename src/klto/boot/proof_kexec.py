@@ -6,6 +6,7 @@ Any complaint on the way fails it, that about an unusual purgatory among them, t
 from __future__ import annotations
 
 from klto.boot.initramfs import regular
+from klto.boot.proof_modules import error_name
 from klto.boot.proofs import Finding, Heard, Step
 from klto.boot.qemu import command_line
 from klto.boot.subject import Subject
@@ -28,6 +29,9 @@ def prepare(subject: Subject) -> tuple[Step, ...]:
 
 def check(heard: Heard) -> Finding:
     """Whether it was the second kernel that reported."""
+    loaded = int(heard.facts.get("kexec_file_load", "0"))
+    if loaded < 0:
+        return Finding(f"kexec_file_load refused the image: {error_name(loaded)}")
     if heard.facts.get("second") != "reached init":
         return Finding("no second kernel has reported")
     return Finding(None, ("kexec_file_load took the image", "the second kernel reached init"))
