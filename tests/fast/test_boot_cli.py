@@ -122,6 +122,23 @@ def test_results_go_to_junit_and_to_the_record(tmp_path: Path, cache: Path, buil
     assert {proof["name"]: proof["status"] for proof in boot["proofs"]}["init"] == "failed"
 
 
+def test_damaged_module_fails_its_proof_and_no_other(tmp_path: Path, cache: Path, build_dir: Path) -> None:
+    with (build_dir / ".config").open("a") as config:
+        config.write("CONFIG_MODULES=y\n")
+    (build_dir / "Module.symvers").write_text("")
+    (build_dir / "modules.order").write_text("a.o\n")
+    done = klto(cache, "-b", build_dir, "modules", *fake(tmp_path, "passes"), status=2)
+    assert "needs the build's modules: a.ko: in " in done.stderr
+    (build_dir / "a.ko").write_bytes(b"\x7fELF")
+    done = klto(cache, "-b", build_dir, "-q", *fake(tmp_path, "passes"), status=4)
+    assert "klto: proof modules cannot run: " in done.stderr
+    assert "a.ko" in done.stderr
+    (tmp_path / "mine.ko").write_bytes(b"\x7fELF")
+    (build_dir / "modules.order").write_text("")
+    done = klto(cache, "-b", build_dir, "--module", tmp_path / "mine.ko", *fake(tmp_path, "passes"), status=2)
+    assert "mine.ko" in done.stderr
+
+
 def test_decode_usage(tmp_path: Path, cache: Path, kernel: Path, build_dir: Path) -> None:
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (("--decode", tmp_path / "none", "-b", build_dir), "No such file or directory"),

@@ -20,6 +20,7 @@ from klto.boot.proofs import Finding, Heard, NotApplicable, Place, ProofResult, 
 from klto.boot.qemu import Accelerator
 from klto.boot.subject import Subject
 from klto.errors import UsageError
+from klto.objects.errors import MalformedObject
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ def prepare_steps(
 ) -> tuple[tuple[Step, ...], tuple[ProofResult, ...]]:
     """The steps of the proofs that apply, and the verdicts on those that do not.
 
-    :raises KltoError: when something that a proof needs of the build is broken.
+    A damaged object of the build fails the proof that reads it, and no other.
+
+    :raises UsageError: when something that the user has named for a proof is not there.
     """
     steps: list[Step] = []
     excluded: list[ProofResult] = []
@@ -158,6 +161,8 @@ def prepare_steps(
         except NotApplicable as error:
             reason = (str(error),)
             excluded.append(ProofResult(proof.name, ProofStatus.NOT_APPLICABLE, 0.0, reason))
+        except MalformedObject as error:
+            excluded.append(ProofResult(proof.name, ProofStatus.FAILED, 0.0, (error.message,)))
     return tuple(steps), tuple(excluded)
 
 

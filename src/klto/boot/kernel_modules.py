@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from klto.boot.proofs import NotApplicable
 from klto.errors import UsageError
 from klto.kernel.ksyms import find_modules
 from klto.objects.elf import SHT_NOBITS, Elf
+from klto.objects.errors import MalformedObject
 from klto.objects.source import read_whole
 
 #: struct modversion_info of include/linux/module.h: unsigned long crc; char name[64 - sizeof(unsigned long)].
@@ -121,13 +123,23 @@ def version_problems(module: ModuleFile, symvers: Mapping[str, int]) -> list[str
 def built_modules(build_dir: Path) -> list[ModuleFile]:
     """The modules of a build, in the order of modules.order; none when it has none.
 
-    :raises UsageError: when one of them is not there.
-    :raises MalformedObject: when one of them cannot be read.
+    :raises NotApplicable: when they, or Module.symvers, have not been built.
+    :raises MalformedObject: when one of them is damaged.
     """
-    order = build_dir / "modules.order"
+    order, symvers = build_dir / "modules.order", build_dir / "Module.symvers"
     if not order.is_file() or not order.read_bytes().split():
         return []
-    return [read_module(module.path) for module in find_modules([build_dir])]
+    try:
+        found = [module.path for module in find_modules([build_dir])]
+        read_symvers(symvers)
+    except MalformedObject:
+        raise
+    except UsageError as error:
+        raise NotApplicable(f"needs the build's modules: {error.message}") from error
+    for path in found:
+        if path.suffix != ".ko":
+            raise NotApplicable(f"needs the build's modules: {path.with_suffix('.ko')} is missing")
+    return [read_module(path) for path in found]
 
 
 def in_load_order(wanted: Iterable[ModuleFile], built: Sequence[ModuleFile]) -> list[ModuleFile]:

@@ -23,6 +23,7 @@ from klto.boot.kernel_modules import (
 from klto.boot.proofs import Finding, Heard, NotApplicable, Step
 from klto.boot.subject import Subject
 from klto.errors import UsageError
+from klto.objects.errors import MalformedObject
 
 #: kernel/module/main.c, simplify_symbols, and kernel/module/version.c, check_version (6.12; 6.1 has the same lines).
 _COMPLAINT = re.compile(r"(\w+): (Unknown symbol \S+ \(err -?\d+\)|disagrees about version of symbol \S+)")
@@ -67,7 +68,10 @@ def _asked(names: Sequence[str], built: Sequence[ModuleFile]) -> list[ModuleFile
         if key in by_name:
             found.append(by_name[key])
         elif Path(name).is_file():
-            found.append(read_module(Path(name)))
+            try:
+                found.append(read_module(Path(name)))
+            except MalformedObject as error:  # the user's, so no proof of the kernel fails
+                raise UsageError(error.message, error.hint) from error
         else:
             raise UsageError(f"no kernel module {name!r}", f"modules: {', '.join(sorted(by_name)) or 'none'}")
     return found

@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
         release = f"Linux {request.image.release}, " if request.image.release else ""
         print(f"booting {request.image.path} ({release}{request.image.arch})", file=sys.stderr)
     result = boot_kernel(request)
-    _keep(result, request, args.junit)
     if args.json:
         _print_json(result)
     else:
         show_result(result, request, quiet=args.quiet, verbose=args.verbose)
+    _keep(result, request, args.junit)
     return exit_status(result)
 
 
@@ -283,10 +283,10 @@ def show_result(
             f"{run.place}: {run.accelerator}, QEMU {run.qemu_version}: {process.quote(run.qemu)}",
             file=sys.stderr,
         )
-    if not result.runs:
-        for proof in result.proofs:
+    ran = {proof.name for run in result.runs for proof in run.proofs}
+    for proof in (proof for proof in result.proofs if proof.name not in ran):
+        if proof.status in ("failed", "unknown") or not result.runs:
             print(f"klto: proof {proof.name} cannot run: {'; '.join(proof.evidence)}", file=sys.stderr)
-        return
     for run in result.runs:
         if run.status in ("failed", "unknown"):
             _show_failure(run, request)
