@@ -166,6 +166,7 @@ def built(folder: Path, *flags: str) -> Path:
     compiler = boot_helpers.compiler()
     (folder / "source.c").write_text(SOURCE)
     options = ["--target=x86_64-linux-gnu", "-O1", "-fno-pic", "-mcmodel=kernel", "-ffreestanding", *flags]
+    options.append("-ffunction-sections")  # the kernel puts a module's sections side by side
     subprocess.run([compiler.clang, *options, "-c", "source.c", "-o", "m.ko"], cwd=folder, check=True)
     address = "-Ttext=0xffffffff81000000"
     subprocess.run([compiler.lld, "-e", "0", address, "m.ko", "-o", "vmlinux"], cwd=folder, check=True)

@@ -291,6 +291,7 @@ class TestReservation:
         monkeypatch.setattr(reservation.machine, "memory_bytes", lambda: (1 << 40, 4 << 30))
         ours, theirs = multiprocessing.get_context("fork").Pipe()
         other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, 3 << 30, theirs))
+        other.daemon = True
         other.start()
         assert ours.recv() == "held"
         with reserved(tmp_path, 256 << 20, patience=0.0):
