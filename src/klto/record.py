@@ -141,6 +141,13 @@ class Link(_Value, frozen=True):
     guilty: list[GuiltyModule] = []
 
 
+class FinishEstimate(_Value, frozen=True):
+    """The process after the link that was expected to be the largest, and its bytes."""
+
+    process: str
+    bytes: int
+
+
 class Verification(_Value, frozen=True):
     """What was found in the finished build. ``bitcode`` and ``native`` count the members of vmlinux.a."""
 
@@ -219,6 +226,7 @@ class Record(_Value, frozen=True):
     compiled_twice: list[str] = []
     linked_twice: list[str] = []
     links: list[Link] = []
+    finish_estimate: FinishEstimate | None = None
     #: Outputs that were made under an option of klto which Kbuild cannot see: no-lto, keep-names.
     overrides: dict[str, str] = {}
     removed: list[str] = []

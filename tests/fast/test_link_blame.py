@@ -49,13 +49,17 @@ class Modules:
 
     def add_slow(self, statements: int) -> None:
         """A module whose backend takes seconds, and clang next to nothing: it runs no passes."""
-        (self.folder / "slow.c").write_text(_slow(statements))
+        self.add_unoptimised("slow", _slow(statements))
+
+    def add_unoptimised(self, name: str, text: str) -> None:
+        """A module all of whose optimisation is left to the backend."""
+        (self.folder / f"{name}.c").write_text(text)
         quick = ["-Xclang", "-disable-llvm-passes"]
-        command = [self.bin / "clang", "-O2", *quick, "-S", "-emit-llvm", "slow.c"]
+        command = [self.bin / "clang", "-O2", *quick, "-S", "-emit-llvm", f"{name}.c"]
         subprocess.run(command, cwd=self.folder, check=True)
-        command = [self.bin / "opt", "-module-summary", "-module-hash", "slow.ll", "-o", "slow.o"]
+        command = [self.bin / "opt", "-module-summary", "-module-hash", f"{name}.ll", "-o", f"{name}.o"]
         subprocess.run(command, cwd=self.folder, check=True)
-        self.names.append("slow.o")
+        self.names.append(f"{name}.o")
 
     def add_bad(self, name: str) -> None:
         self.add(name, _BAD.format(name=name))

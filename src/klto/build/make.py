@@ -37,6 +37,9 @@ _LINGER = 2.0
 #: The output whose LTO link is the build's own stage ``link``.
 VMLINUX_O = "vmlinux.o"
 
+#: Bytes without a line end that are taken for a line.
+_LONGEST_LINE = 1 << 20
+
 #: Lines kept for explaining a failure. The log on disk has all of them.
 _KEPT_LINES = 20_000
 
@@ -250,5 +253,8 @@ def _lines_of(child: Child, log: IO[bytes], idle: Callable[[], None]) -> Iterato
         *whole, torn = (torn + data).split(b"\n")
         for line in whole:
             yield line.decode("utf-8", "replace").rstrip("\r")
+        if len(torn) > _LONGEST_LINE:
+            yield torn.decode("utf-8", "replace")
+            torn = b""
     if torn:
         yield torn.decode("utf-8", "replace")

@@ -42,7 +42,7 @@ from klto.kernel.leftovers import find_leftovers
 from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
-from klto.link.memory import ENV_MEASURED, ENV_MEMORY
+from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
 from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
@@ -51,6 +51,7 @@ from klto.record import (
     Artifact,
     Asked,
     ConfigIdentity,
+    FinishEstimate,
     Initcall,
     Machine,
     Record,
@@ -58,6 +59,7 @@ from klto.record import (
     ToolchainIdentity,
     TreeIdentity,
 )
+from klto.report.units import size
 
 if TYPE_CHECKING:
     from klto.boot.run import BootResult
@@ -131,6 +133,37 @@ class _Run:
         self.keeper(event)
         for observer in self.observers:
             observer(event)
+        if isinstance(event, LinkStarted) and event.attempt == 1 and event.output == VMLINUX_O:
+            self._plan_memory(event)
+        if isinstance(event, StageFinished) and event.stage == "finish" and event.peak_bytes:
+            self._check_finish(event)
+
+    def _plan_memory(self, link: LinkStarted) -> None:
+        """Say before the link when what comes after it will not fit."""
+        finish = estimate_finish(measured_file(), link.bitcode_bytes, self.plan.tree.arch == "x86_64")
+        if finish is None:
+            return
+        name, need = finish
+        self.keeper.update(finish_estimate=FinishEstimate(process=name, bytes=need))
+        limit, what = self.plan.request.memory, "--memory allows"
+        if limit is None:
+            limit, what = link.memory_available, "are available"
+        if need > limit:
+            text = f"after the link {name} will need about {size(need)}; {size(limit)} {what}"
+            self.emit(Note(text=text, level="warning"))
+
+    def _check_finish(self, stage: StageFinished) -> None:
+        """Learn what the steps after the link needed, and say when it was more than allowed."""
+        links = [link for link in self.keeper.record.links if link.output == VMLINUX_O]
+        name, peak = stage.peak_process or "?", stage.peak_bytes or 0
+        if links and stage.status == "done":
+            remember_finish(measured_file(), name, links[-1].bitcode_bytes, peak)
+        if self.plan.request.memory is not None and peak > self.plan.request.memory:
+            text = (
+                f"{name} used {size(peak)}, more than --memory {size(self.plan.request.memory)}: "
+                "klto can keep the linker within it, not the kernel's own tools"
+            )
+            self.emit(Note(text=text, level="warning"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
