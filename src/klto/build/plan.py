@@ -48,6 +48,7 @@ class BuildRequest:
     memory: int | None = None
     module_timeout: float = DEFAULT_MODULE_TIMEOUT
     boot: bool = False
+    time_trace: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
     directory: Path = Path()

@@ -43,9 +43,9 @@ from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
-from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT
+from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
 from klto.link.shim import Shims, install_shims
-from klto.process import become_subreaper, quote
+from klto.process import become_subreaper, quote, run
 from klto.record import (
     SCHEMA,
     Artifact,
@@ -120,8 +120,20 @@ class _Run:
             self.keeper(RunFinished(status="failed", exit_status=2, message=str(error)))
             raise
         finally:
+            self._remember()
             self.journal.close()
         return self.keeper.record
+
+    def _remember(self) -> None:
+        """Put a summary of the run into the history, for ``klto history`` and ``klto plan``."""
+        from klto.report.history import append, summarise
+
+        try:
+            append(summarise(self.keeper.record, self.plan.build_dir))
+        except KltoError as error:
+            # The kernel is what was asked for; its place in the history is not worth failing for.
+            self.keeper(Note(text=f"not in the history: {error.message}", level="warning"))
+            self.keeper.save()
 
     def emit(self, event: Event) -> None:
         """Hand an event to the journal, the record and the observers."""
@@ -199,6 +211,11 @@ class _Run:
 
     def _configure(self) -> None:
         plan = self.plan
+        linker = plan.kbuild.toolchain.ld_lld
+        if plan.request.time_trace and "--time-trace" not in run([linker, "--help"]).stdout:
+            raise UsageError(
+                f"{linker} offers no --time-trace", "use LLD 11 or later, or build without --time-trace"
+            )
         recompile = plan.kbuild.toolchain.would_recompile(plan.build_dir)
         if recompile:
             self.emit(Note(text=f"{recompile}: everything is compiled anew", level="warning"))
@@ -252,6 +269,7 @@ class _Run:
                 **server.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
                 ENV_MEMORY: str(plan.request.memory or ""),
                 ENV_MEASURED: str(measured_file()),
                 ENV_MODULE_TIMEOUT: str(plan.request.module_timeout),
@@ -359,6 +377,8 @@ class _Run:
         )
         made = artifacts(build_dir, build_dir / IMAGES[self.plan.tree.arch], with_modules=with_modules)
         self.keeper.update(verification=verification, artifacts=made)
+        if not verification.problems:
+            self._sizes(made)
         order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])
         self.keeper.update(initcalls=order)
         verification = msgspec.structs.replace(verification, problems=[*verification.problems, *wrong])
@@ -371,6 +391,16 @@ class _Run:
                 f"log: {self.folder.log}",
                 tuple(verification.problems[1:]),
             )
+
+    def _sizes(self, made: list[Artifact]) -> None:
+        """What vmlinux is made of, for klto report and klto compare."""
+        from klto.report.side import measure  # Late: it needs numpy.
+
+        before = self.before
+        if before and before.sizes and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts):
+            self.keeper.update(sizes=before.sizes)
+        else:
+            self.keeper.update(sizes=measure(self.plan.build_dir))
 
     def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
         """The order of initcalls that the objects have, and what is different in vmlinux."""

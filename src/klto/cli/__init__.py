@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what is installed or missing, and whether this tree and config can do LTO"),
     "build": ("build", "configure, build and verify a kernel with LTO"),
+    "plan": ("plan", "say what memory, time and disk LTO will need here"),
+    "compare": ("compare", "compare builds: sizes, symbols, times, memory, findings"),
+    "report": ("report", "write a build's report as one HTML file, or its trace for Perfetto"),
+    "history": ("history", "list and plot sizes, link times and memory over a tree's builds"),
     "cache": ("cache", "look after the link cache"),
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),

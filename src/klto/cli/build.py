@@ -66,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="end a module's backend that gets nowhere for S seconds (default: 600; 0: never)",
     )
+    parser.add_argument(
+        "--time-trace", action="store_true", help="let the linker trace its phases, for klto report --trace"
+    )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -97,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         memory=args.memory,
         **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,
+        time_trace=args.time_trace,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),
         directory=Path.cwd(),
