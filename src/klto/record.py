@@ -7,7 +7,9 @@ Schema (:func:`record_schema`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import fcntl
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +192,20 @@ class Proof(_Value, frozen=True):
 
 
 class Boot(_Value, frozen=True):
-    """One boot of the kernel."""
+    """One boot of the kernel. ``place``: which of the boots that the proofs are divided among.
+
+    ``proofs`` that take several boots are in each of them; those that do not apply are in the first.
+    """
 
     image: str
     accelerator: str
     seconds: float
     console: str
     proofs: list[Proof]
+    place: str = "main"
+    ending: str = ""
+    #: When the results were recorded, seconds since the epoch; None in older records.
+    recorded: float | None = None
 
 
 class Artifact(_Value, frozen=True):
@@ -291,6 +300,28 @@ def read_record(path: Path) -> Record:
     if record.schema != SCHEMA:
         raise UsageError(f"{path} has schema {record.schema!r}; this klto reads {SCHEMA!r}")
     return record
+
+
+#: Boots that a record keeps: the latest.
+MOST_BOOTS = 50
+
+
+def add_boots(path: Path, boots: Sequence[Boot]) -> bool:
+    """Add boots to the record of a build; False when there is none, as in a dir that plain make has built.
+
+    :raises UsageError: when the record cannot be read or written.
+    """
+    if not path.is_file():
+        return False
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # Boots side by side must not lose each other's results.
+        record = read_record(path)
+        kept = [*record.boots, *boots][-MOST_BOOTS:]
+        write_whole(path, encode_record(msgspec.structs.replace(record, boots=kept)), durable=True)
+    finally:
+        os.close(folder)
+    return True
 
 
 def encode_record(record: Record) -> bytes:

@@ -52,12 +52,10 @@ from klto.record import (
     SCHEMA,
     Artifact,
     Asked,
-    Boot,
     ConfigIdentity,
     FinishEstimate,
     Initcall,
     Machine,
-    Proof,
     Record,
     RecordKeeper,
     ToolchainIdentity,
@@ -464,6 +462,7 @@ class _Run:
         from klto.boot.guest import Compiler
         from klto.boot.images import Arch, find_built_image, read_image
         from klto.boot.run import BootRequest, boot_kernel
+        from klto.report.boot import recorded
 
         plan = self.plan
         arch = Arch(plan.tree.arch)
@@ -475,21 +474,11 @@ class _Run:
                 log=self.folder.console,
                 cache=user_cache_dir(),
                 config=read_config(plan.build_dir / ".config"),
+                build_dir=plan.build_dir,
                 timeout=plan.request.boot_timeout,
             )
         )
-        proofs = [
-            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence))
-            for p in result.proofs
-        ]
-        boot = Boot(
-            image=str(result.image.relative_to(plan.build_dir)),
-            accelerator=result.accelerator,
-            seconds=result.seconds,
-            console=str(result.console_log),
-            proofs=proofs,
-        )
-        self.keeper.update(boots=[*self.keeper.record.boots, boot])
+        self.keeper.update(boots=[*self.keeper.record.boots, *recorded(result, plan.build_dir)])
         _judge_boot(result)
 
 

@@ -171,7 +171,7 @@ def _summary(record: Record, build_dir: Path) -> None:
             f"{levels.count('note')} notes: klto check -b {build_dir}"
         )
     for boot in record.boots:
-        for proof in boot.proofs:
+        for proof in (proof for proof in boot.proofs if proof.status != "not-applicable"):
             print(
                 f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})"
             )
