@@ -139,6 +139,16 @@ class Module:
         self._identification = identification
         self.strtab: Buffer | None = None
 
+    @property
+    def stream(self) -> Bitstream:
+        """The bits that it lies in."""
+        return self._stream
+
+    @property
+    def block(self) -> Block:
+        """Its block."""
+        return self._block
+
     @cached_property
     def identification(self) -> tuple[str | None, int | None]:
         """The IDENTIFICATION block's string (the LLVM that wrote it, "LLVM19.1.7") and epoch; None for none.

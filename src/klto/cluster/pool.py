@@ -1,0 +1,383 @@
+"""Runs jobs on a Dask cluster, and sees to it that each comes to an end: elsewhere, again, or here.
+
+Dask decides which worker runs what. This side keeps a window of jobs at the scheduler, longest first, sends workers
+the files that they lack, judges what comes back, and gives jobs of silent or slow workers to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from distributed import Client
+from distributed.security import Security
+
+from klto.cluster import remote
+from klto.cluster.address import certificates
+from klto.cluster.backend import check_object
+from klto.cluster.job import Outcome
+from klto.cluster.local import LocalRunner
+from klto.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from klto.cluster.address import Address
+    from klto.cluster.backend import LocalFiles
+    from klto.cluster.job import Job
+    from klto.cluster.local import Deliver
+    from klto.cluster.toolchain import Compiler
+    from klto.cluster.use import Use
+
+#: Seconds: to reach the scheduler; for a worker to answer; between looks at who is there.
+_CONNECT, _ANSWER, _LOOK = 10.0, 20.0, 1.0
+#: Seconds without any usable worker after which the rest is done here.
+_PATIENCE = 15.0
+#: A worker is silent when the scheduler has not heard of it for this many seconds longer than of others
+#: (distributed's workers report every second).
+_SILENT = 10.0
+#: Faults after which a worker gets no more jobs of this link; lost runs after which a job is done here.
+_MOST_FAULTS, _MOST_LOST = 3, 3
+#: A job is slow when it takes longer than this many seconds and this many times the median of the finished ones.
+_SLOW_SECONDS, _SLOW_TIMES = 3.0, 4.0
+#: Memory of a backend: clang itself, and for each byte of bitcode.
+_BASE_MEMORY, _MEMORY_PER_BYTE = 150 << 20, 30
+#: The Dask resource in which workers state their memory.
+MEMORY = "klto-memory"
+
+
+def security_for(address: Address, role: str) -> Security | None:
+    """Mutual TLS for ``tls://``; None otherwise."""
+    if not address.tls:
+        return None
+    authority, own = map(str, certificates(role))
+    return Security(
+        require_encryption=True,
+        tls_ca_file=authority,
+        **{f"tls_{role}_cert": own, f"tls_{role}_key": own},
+    )
+
+
+class Unreachable(UsageError):
+    """No scheduler answers."""
+
+
+@asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[Client]:
+    """A client of the scheduler.
+
+    :raises Unreachable: when there is none.
+    :raises UsageError: when it and this machine do not trust each other.
+    """
+    security = security_for(address, "client")
+    try:
+        client = await Client(
+            address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
+        )
+    except (OSError, TimeoutError) as error:
+        reason = _reason(error)
+        if _untrusted(error):
+            raise UsageError(
+                f"{address.text} and this machine do not trust each other: {reason}",
+                "both sides need valid certificates of the same authority: klto cluster certs",
+            ) from error
+        raise Unreachable(f"no scheduler at {address.text} ({reason})") from error
+    try:
+        yield client
+    finally:
+        await _close(client)
+
+
+def _untrusted(error: BaseException | None) -> bool:
+    """Whether TLS is the cause, anywhere in the chain."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class _Worker:
+    """What is known of a worker. ``usable``: None until it has answered."""
+
+    def __init__(self, address: str, slots: int) -> None:
+        self.address, self.slots = address, slots
+        self.usable: bool | None = None
+        self.faults = 0
+        self.silent = False
+
+
+class ClusterRunner:
+    """Runs jobs on the workers of one scheduler."""
+
+    def __init__(self, address: Address, compiler: Compiler, use: Use, local: LocalRunner) -> None:
+        self._address, self._compiler, self._use, self._local = address, compiler, use, local
+        self._workers: dict[str, _Worker] = {}
+        self._greeting: set[asyncio.Task[None]] = set()
+        self._lost: dict[int, int] = {}
+        self._walls: list[float] = []
+        self._link = os.urandom(6).hex()
+        self._runs = 0
+
+    def run(self, jobs: Sequence[Job], files: LocalFiles, deliver: Deliver) -> None:
+        """As in :class:`klto.cluster.local.Runner`."""
+        self._files, self._deliver = files, deliver
+        self._pending: deque[Job] = deque(jobs)
+        self._open = {id(job): job for job in jobs}
+        here = asyncio.run(self._main())
+        if here:
+            self._local.run(here, files, deliver)
+
+    async def _main(self) -> list[Job]:
+        """Run what can be run on workers; the jobs that are left to do here."""
+        try:
+            async with connected(self._address) as client:
+                return await self._drive(client)
+        except Unreachable as error:
+            self._use.say(f"{error.message}: {len(self._open)} modules are compiled here")
+            return list(self._open.values())
+
+    async def _drive(self, client: Client) -> list[Job]:
+        running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]] = {}
+        alone_since = time.monotonic()
+        looked = 0.0
+        while self._open:
+            now = time.monotonic()
+            if now - looked >= _LOOK:
+                looked = now
+                if client.status != "running" or not await self._look(client):
+                    self._use.say(f"the scheduler at {self._address.text} is gone: {len(self._open)} modules are compiled here")
+                    break
+                self._rescue(client, running)
+            usable = self._usable()
+            if usable:
+                alone_since = now
+            elif now - alone_since > _PATIENCE or (self._workers and all(w.usable is False for w in self._workers.values())):
+                self._use.say(f"no worker at {self._address.text} can be used: {len(self._open)} modules are compiled here")
+                break
+            slots = sum(worker.slots for worker in usable)
+            while usable and self._pending and len(running) < 2 * slots + 1:
+                job = self._pending.popleft()
+                if id(job) in self._open:
+                    self._start(client, job, [worker.address for worker in usable], running)
+            if running:
+                done = (await asyncio.wait(running, timeout=_LOOK / 2, return_when=asyncio.FIRST_COMPLETED)).done
+                for task in done:
+                    job, _ = running.pop(task)
+                    self._judge(client, job, *task.result(), running)
+            else:
+                await asyncio.sleep(0.05)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        return list(self._open.values())
+
+    def _usable(self) -> list[_Worker]:
+        return [w for w in self._workers.values() if w.usable and not w.silent]
+
+    def _start(
+        self, client: Client, job: Job, workers: list[str], running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]
+    ) -> None:
+        running[asyncio.create_task(self._attempt(client, job, workers))] = (job, time.monotonic())
+
+    async def _attempt(self, client: Client, job: Job, workers: list[str]) -> tuple[Outcome, str]:
+        """One run of a job on one of some workers: what came of it, and on which."""
+        packed = remote.pack(job)
+        for _ in range(3):  # At most: files lacking, files pruned meanwhile, run.
+            self._runs += 1
+            key = f"klto-{self._link}-{self._runs}"
+            self._use.bytes_sent += len(packed)
+            future = client.submit(
+                remote.run_job, packed, key, key=key, workers=workers, pure=False, resources=self._resources(job),
+                priority=-self._runs,
+            )  # fmt: skip
+            where = ""
+            try:
+                data = await future
+                who = await client.who_has([future])
+                where = next(iter(next(iter(who.values()), ())), "")
+                outcome = self._unpack(data)
+            except asyncio.CancelledError:
+                # Ours, or Dask's: the scheduler is gone or has forgotten the task.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                return Outcome(status="lost", text="the task was cancelled"), where
+            except Exception as error:  # noqa: BLE001 - Dask raises here whatever was raised on the worker
+                return Outcome(status="lost", text=_reason(error)), where
+            finally:
+                future.release()
+            if outcome.status != "lacking":
+                return outcome, where
+            problem = await self._send(client, outcome.lacking, where)
+            if problem:
+                return Outcome(status="lost", text=problem), where
+            workers = [where]
+        return Outcome(status="lost", text="files do not stay in the worker's store"), where
+
+    def _unpack(self, data: object) -> Outcome:
+        if not isinstance(data, bytes):
+            return Outcome(status="lost", text="it returned garbage")
+        self._use.bytes_received += len(data)
+        try:
+            message = remote.unpack(data)
+            self._use.bytes_received_raw += len(message)
+            return msgspec.msgpack.decode(message, type=Outcome)
+        except (ValueError, msgspec.MsgspecError):
+            return Outcome(status="lost", text="it returned garbage")
+
+    def _resources(self, job: Job) -> dict[str, float] | None:
+        return None
+
+    async def _send(self, client: Client, lacking: Sequence[str], worker: str) -> str:
+        """Send a worker what it lacks; empty, or why that failed."""
+        try:
+            blobs = [(sha256, self._files.read(sha256)) for sha256 in lacking]
+        except KeyError:
+            return "it asked for files that are not part of the job"
+        packed = remote.pack(blobs)
+        self._use.bytes_sent += len(packed)
+        self._use.bytes_sent_raw += sum(len(data) for _, data in blobs)
+        try:
+            answer = await asyncio.wait_for(
+                client.run(remote.put_blobs, packed, workers=[worker], on_error="return"), _ANSWER
+            )
+        except (OSError, TimeoutError, ValueError, KeyError) as error:
+            return _reason(error)
+        problem = answer.get(worker, "no answer") if isinstance(answer, dict) else "no answer"
+        return problem if isinstance(problem, str) else _reason(problem)
+
+    def _judge(
+        self, client: Client, job: Job, outcome: Outcome, where: str,
+        running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]],
+    ) -> None:  # fmt: skip
+        """Take an outcome in: deliver the object, or see to it that the job is run again."""
+        if id(job) not in self._open:
+            return  # Another run was faster.
+        self._use.backend_cpu_seconds += outcome.cpu_seconds
+        problem: str | None = f"{outcome.status}: {outcome.text.strip()}"
+        if outcome.status == "done":
+            problem = check_object(outcome.object, outcome.sha256, job.options.triple, job.name)
+        if problem is None:
+            self._walls.append(outcome.wall_seconds)
+            self._use.remote += 1
+            del self._open[id(job)]
+            self._deliver(job, outcome.object)
+            return
+        if any(other is job for other, _ in running.values()):
+            return  # Another run of it is under way.
+        if outcome.status == "failed":
+            # On its merits, or is something wrong with that worker? Here the same compiler tells.
+            self._here([job])
+            self._fault(where, f"{job.name} failed there and not here")
+            return
+        if outcome.status == "refused":
+            if where in self._workers:
+                self._workers[where].usable = False
+        else:
+            self._use.lost += 1
+            self._fault(where, problem)
+            self._lost[id(job)] = self._lost.get(id(job), 0) + 1
+        if self._lost.get(id(job), 0) >= _MOST_LOST:
+            self._use.say(f"{job.name} was lost {_MOST_LOST} times: it is compiled here")
+            self._here([job])
+        else:
+            self._pending.appendleft(job)
+
+    def _here(self, jobs: list[Job]) -> None:
+        self._local.run(jobs, self._files, self._deliver)
+        for job in jobs:
+            del self._open[id(job)]
+
+    def _fault(self, where: str, problem: str) -> None:
+        worker = self._workers.get(where)
+        first = problem.strip().splitlines()[0] if problem.strip() else "no reason given"
+        self._use.say(f"worker {where or '(gone)'}: {first}; its job goes elsewhere")
+        if worker is not None:
+            worker.faults += 1
+            if worker.faults >= _MOST_FAULTS and worker.usable:
+                worker.usable = False
+                self._use.say(f"worker {where} gets no more jobs of this link: {_MOST_FAULTS} faults")
+
+    async def _look(self, client: Client) -> bool:
+        """See which workers are there; False when the scheduler does not answer."""
+        try:
+            identity: dict[str, Any] = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), _ANSWER)
+        except (OSError, TimeoutError):
+            return False
+        there: dict[str, Any] = identity["workers"]
+        newest = max((info["last_seen"] for info in there.values()), default=0.0)
+        for address in self._workers.keys() - there.keys():
+            self._use.say(f"worker {address} is gone")
+            del self._workers[address]
+        for address, info in there.items():
+            if address not in self._workers:
+                self._workers[address] = _Worker(address, info["nthreads"])
+                task = asyncio.create_task(self._greet(client, self._workers[address]))
+                self._greeting.add(task)
+                task.add_done_callback(self._greeting.discard)
+            silent = newest - info["last_seen"] > _SILENT
+            if silent and not self._workers[address].silent:
+                self._use.say(f"worker {address} is silent: its jobs go elsewhere")
+            self._workers[address].silent = silent
+        return True
+
+    async def _greet(self, client: Client, worker: _Worker) -> None:
+        """Ask a new worker for its toolchains."""
+        try:
+            answer = await asyncio.wait_for(
+                client.run(remote.hello, workers=[worker.address], on_error="return"), _ANSWER
+            )
+            hello = msgspec.msgpack.decode(remote.unpack(answer[worker.address]), type=remote.Hello)
+        except (OSError, TimeoutError, ValueError, KeyError, msgspec.MsgspecError) as error:
+            worker.usable = False
+            self._use.say(f"worker {worker.address} does not answer: {_reason(error)}")
+            return
+        worker.usable = self._compiler.identity in hello.compilers
+        if worker.usable:
+            self._use.workers += 1
+        else:
+            self._use.refused += 1
+            has = "; ".join(hello.compilers.values()) or "no clang"
+            self._use.say(f"worker {worker.address} is not used: it has {has}; this link needs {self._compiler}")
+
+    def _rescue(self, client: Client, running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]) -> None:
+        """Run jobs again elsewhere that are with silent workers, or slow while others idle."""
+        usable = self._usable()
+        counts: dict[int, int] = {}
+        for job, _ in running.values():
+            counts[id(job)] = counts.get(id(job), 0) + 1
+        idle = sum(worker.slots for worker in usable) - len(counts)
+        silent = any(worker.silent for worker in self._workers.values())
+        if not usable or self._pending or (idle <= 0 and not silent):
+            return
+        median = sorted(self._walls)[len(self._walls) // 2] if self._walls else 0.0
+        now = time.monotonic()
+        for job, since in list(running.values()):
+            slow = now - since > max(_SLOW_SECONDS, _SLOW_TIMES * median)
+            if slow and counts[id(job)] == 1 and id(job) in self._open:
+                counts[id(job)] = 2
+                self._use.again += 1
+                self._start(client, job, [worker.address for worker in usable], running)
+
+
+async def _close(client: Client) -> None:
+    try:
+        await asyncio.wait_for(client.close(), _CONNECT)
+    except (OSError, TimeoutError):
+        return  # The scheduler is gone: nothing is left to be told.
+
+
+def _reason(error: object) -> str:
+    """An exception in one line, with its cause."""
+    texts = [str(error).strip() or type(error).__name__]
+    cause = getattr(error, "__cause__", None)
+    if cause is not None:
+        texts.append(str(cause).strip() or type(cause).__name__)
+    return ": ".join(text.splitlines()[0] for text in texts)
