@@ -14,6 +14,7 @@ import msgspec
 
 from klto.errors import UsageError
 from klto.events import (
+    ClusterUse,
     Event,
     LinkFinished,
     LinkStarted,
@@ -127,6 +128,8 @@ class Link(_Value, frozen=True):
     peak_bytes: int | None = None
     generated: int | None = None
     modules: list[Module] = []
+    #: What a link on a cluster used and met; None for a link in process.
+    cluster: ClusterUse | None = None
 
 
 class Verification(_Value, frozen=True):
@@ -314,6 +317,7 @@ class RecordKeeper:
                     cpu_seconds=event.cpu_seconds,
                     peak_bytes=event.peak_bytes,
                     generated=event.generated,
+                    cluster=event.cluster,
                 )
                 break
         self.update(links=links)

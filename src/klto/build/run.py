@@ -39,6 +39,7 @@ from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, ve
 from klto.kernel.leftovers import find_leftovers
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
+from klto.link.run import ENV_CLUSTER
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
@@ -214,6 +215,7 @@ class _Run:
                 **server.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_CLUSTER: self._cluster(stack),
             }
             run = MakeRun(
                 argv=argv,
@@ -229,6 +231,15 @@ class _Run:
         if result.returncode == 0 and _is_whole(plan.request.targets):
             self._learn(learnt, result)
         return result
+
+    def _cluster(self, stack: ExitStack) -> str:
+        """The cluster for the links of this build, started if it is one of this machine's; empty for none."""
+        if self.plan.request.cluster is None:
+            return ""
+        from klto.cluster.address import parse_address
+        from klto.cluster.local_cluster import started_address
+
+        return stack.enter_context(started_address(parse_address(self.plan.request.cluster))).text
 
     def _shims(self) -> Shims:
         toolchain = self.plan.kbuild.toolchain

@@ -42,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache-dir", type=Path, metavar="DIR", help="the link cache (default: in the user's cache)"
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="run the LTO link's backends there: tls://HOST:PORT, or local:N"
+    )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        cluster=args.cluster,
         boot=args.boot,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),

@@ -9,9 +9,13 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    certs = verbs.add_parser("certs", help="make an authority and certificates for client, scheduler and worker")
+    certs = verbs.add_parser(
+        "certs", help="make an authority and certificates for client, scheduler and worker"
+    )
     certs.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="default: ~/.config/klto/certs")
-    certs.add_argument("--days", type=int, default=365, metavar="N", help="how long they are valid (default: 365)")
+    certs.add_argument(
+        "--days", type=int, default=365, metavar="N", help="how long they are valid (default: 365)"
+    )
     status = verbs.add_parser("status", help="show workers, their toolchains, stores and running jobs")
     status.add_argument("address", metavar="ADDRESS")
     status.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -20,26 +24,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     scheduler.add_argument("--address-file", type=Path, metavar="FILE", help="write the address there")
     worker = verbs.add_parser("worker", help="run a Dask worker")
     worker.add_argument("address", metavar="ADDRESS", help="the scheduler's: tls://host:8786")
-    worker.add_argument("-j", dest="slots", type=int, metavar="N", help="jobs at a time (default: processors)")
-    worker.add_argument("--store", type=Path, metavar="DIR", help="where bitcode is kept (default: user's cache)")
+    worker.add_argument(
+        "-j", dest="slots", type=int, metavar="N", help="jobs at a time (default: processors)"
+    )
+    worker.add_argument(
+        "--store", type=Path, metavar="DIR", help="where bitcode is kept (default: user's cache)"
+    )
     worker.add_argument("--store-size", default="10G", metavar="SIZE", help="how much of it (default: 10G)")
     worker.add_argument("--host", metavar="ADDRESS", help="this machine's address for the others")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one verb."""
-    _needs_extra()
+    from klto.cluster.address import check_extra
+
+    check_extra()
     return {"certs": _certs, "status": _status, "scheduler": _scheduler, "worker": _worker}[args.verb](args)
-
-
-def _needs_extra() -> None:
-    from importlib.util import find_spec
-
-    from klto.errors import UsageError
-
-    for name in ("distributed", "cryptography"):
-        if find_spec(name) is None:
-            raise UsageError(f"no Python package {name}", "install what clusters need: pip install 'klto[cluster]'")
 
 
 def _certs(args: argparse.Namespace) -> int:
@@ -61,7 +61,9 @@ def _scheduler(args: argparse.Namespace) -> int:
 
     address = parse_address(args.address)
     if address.workers:
-        raise UsageError(f"a scheduler cannot listen at {args.address}", "tls://0.0.0.0:8786 or tcp://127.0.0.1:8786")
+        raise UsageError(
+            f"a scheduler cannot listen at {args.address}", "tls://0.0.0.0:8786 or tcp://127.0.0.1:8786"
+        )
     run_scheduler(address, args.address_file)
     return 0
 
@@ -107,7 +109,9 @@ def _status(args: argparse.Namespace) -> int:
         return 0
     print(f"{address.text}: {len(workers)} workers")
     for worker in workers:
-        print(f"{worker['address']}  {worker['host'] or 'does not answer'}  {worker['running']} of {worker['slots']} jobs")
+        print(
+            f"{worker['address']}  {worker['host'] or 'does not answer'}  {worker['running']} of {worker['slots']} jobs"
+        )
         for compiler in worker["compilers"]:
             print(f"    {compiler}")
         if worker["store"]:

@@ -37,7 +37,8 @@ def parse_address(text: str) -> Address:
     url = re.fullmatch(r"(tcp|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", text)
     if not url or int(url[3]) > 65535:
         raise UsageError(
-            f"no cluster address: {text}", "tls://HOST:PORT, tcp://127.0.0.1:PORT, or local:N for N processes here"
+            f"no cluster address: {text}",
+            "tls://HOST:PORT, tcp://127.0.0.1:PORT, or local:N for N processes here",
         )
     if url[1] == "tcp" and not _is_loopback(url[2].strip("[]")):
         raise UsageError(
@@ -45,6 +46,32 @@ def parse_address(text: str) -> Address:
             "make them with: klto cluster certs",
         )
     return Address(text, 0)
+
+
+def check_cluster(text: str) -> Address:
+    """An address that this machine can use as a client: well formed, with what it takes installed.
+
+    :raises UsageError: when it is not.
+    """
+    address = parse_address(text)
+    check_extra()
+    if address.tls:
+        certificates("client")
+    return address
+
+
+def check_extra() -> None:
+    """See that the extra ``klto[cluster]`` is installed.
+
+    :raises UsageError: when it is not.
+    """
+    from importlib.util import find_spec
+
+    for name in ("distributed", "cryptography"):
+        if find_spec(name) is None:
+            raise UsageError(
+                f"no Python package {name}", "install what clusters need: pip install 'klto[cluster]'"
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -107,7 +107,13 @@ def _run(job: Job, compiler: Compiler, files: Files, folder: Path, wanted: Calla
 def _lost_by(text: str) -> bool:
     """Whether the machine failed and not the module: what clang prints for ENOSPC, ENOMEM and the like."""
     return any(
-        sign in text for sign in ("No space left on device", "out of memory", "Cannot allocate memory", "Input/output error")
+        sign in text
+        for sign in (
+            "No space left on device",
+            "out of memory",
+            "Cannot allocate memory",
+            "Input/output error",
+        )
     )
 
 

@@ -15,13 +15,10 @@ from klto.cluster.use import Use
 from klto.kernel.jobserver import ENV_JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import ExitStack
 
     from klto import process
-    from klto.cluster.backend import LocalFiles
-    from klto.cluster.job import Job
-    from klto.cluster.local import Deliver, Runner
+    from klto.cluster.local import Runner
     from klto.cluster.toolchain import Compiler
     from klto.link.request import LinkRequest
 
@@ -58,5 +55,3 @@ def runner_at(address: str, compiler: Compiler, use: Use, stack: ExitStack) -> R
     from klto.cluster.pool import ClusterRunner
 
     return ClusterRunner(where, compiler, use, local)
-
-

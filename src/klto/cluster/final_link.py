@@ -74,7 +74,10 @@ def final_arguments(
 def _in_order(archive: str, bitcode: list[Source], natives: list[str]) -> list[str | Source]:
     """An archive's members in its order: bitcode as sources, natives as the files that stand for them."""
     modules, files = iter(bitcode), iter(natives)
-    return [next(modules) if member.kind() == "bitcode" else next(files) for member in read_archive(archive).members]
+    return [
+        next(modules) if member.kind() == "bitcode" else next(files)
+        for member in read_archive(archive).members
+    ]
 
 
 def _symbol_names(linked: list[str | Source]) -> Iterator[bytes]:
@@ -101,7 +104,9 @@ def _of_elf(path: str) -> list[str]:
 
 
 def _of_bitcode(source: Source) -> list[str]:
-    symbols = [s for s in Bitcode(source.read(), source.where).symbols() if s.is_global and not s.format_specific]
+    symbols = [
+        s for s in Bitcode(source.read(), source.where).symbols() if s.is_global and not s.format_specific
+    ]
     return [s.name for s in symbols if s.defined] + [s.name for s in symbols if not s.defined]
 
 

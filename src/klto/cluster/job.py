@@ -61,7 +61,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def key(self) -> str:
         """Names the object that comes out: a digest of everything that goes in, the job's name left out."""
-        anonymous = msgspec.structs.replace(self, name="", files=tuple(sorted(self.files, key=lambda b: b.path)))
+        anonymous = msgspec.structs.replace(
+            self, name="", files=tuple(sorted(self.files, key=lambda b: b.path))
+        )
         return digest_of(b"klto backend 1\0" + msgspec.json.encode(anonymous))
 
 

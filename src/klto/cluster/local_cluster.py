@@ -33,7 +33,9 @@ def started_address(address: Address) -> Iterator[Address]:
         log = stack.enter_context((folder / "log").open("w+b"))
         scheduler = stack.enter_context(
             process.started(
-                [*klto, "scheduler", "tcp://127.0.0.1:0", "--address-file", str(place)], stdout=log, stderr=log
+                [*klto, "scheduler", "tcp://127.0.0.1:0", "--address-file", str(place)],
+                stdout=log,
+                stderr=log,
             )
         )
         deadline = time.monotonic() + _START
@@ -47,7 +49,9 @@ def started_address(address: Address) -> Iterator[Address]:
         for _ in range(address.workers):
             stack.enter_context(
                 process.started(
-                    [*klto, "worker", found.text, "-j", "1", "--store", str(folder / "store")], stdout=log, stderr=log
+                    [*klto, "worker", found.text, "-j", "1", "--store", str(folder / "store")],
+                    stdout=log,
+                    stderr=log,
                 )
             )
         yield found

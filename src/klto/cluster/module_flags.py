@@ -123,7 +123,9 @@ def _strings(stream: Bitstream, record: Record) -> list[bytes]:
     for _ in range(count):
         length, at = lengths.vbr(at, 6)
         if place + length > begin + size:
-            raise MalformedObject(stream.where, begin, "expected a string in its blob, found one past its end")
+            raise MalformedObject(
+                stream.where, begin, "expected a string in its blob, found one past its end"
+            )
         found.append(bytes(stream.data[place : place + length]))
         place += length
     return found

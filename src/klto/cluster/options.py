@@ -72,7 +72,9 @@ def _is_arm(triple: str) -> bool:
 
 
 #: lld's options about LTO that decide about the thin link only, or about where code goes after it has been made.
-_THIN_LINK_ONLY = frozenset(("lto-whole-program-visibility", "no-lto-whole-program-visibility", "thinlto-jobs"))
+_THIN_LINK_ONLY = frozenset(
+    ("lto-whole-program-visibility", "no-lto-whole-program-visibility", "thinlto-jobs")
+)
 
 
 class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +94,10 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             return CodegenOptions(
-                triple=triple, opt_level=self.opt_level, pic=pic if self.pic is None else self.pic, llvm=self.llvm
+                triple=triple,
+                opt_level=self.opt_level,
+                pic=pic if self.pic is None else self.pic,
+                llvm=self.llvm,
             )
         except ValueError as problem:
             raise Undistributable(str(problem)) from problem

@@ -35,8 +35,13 @@ if TYPE_CHECKING:
     from klto.cluster.toolchain import Compiler
     from klto.cluster.use import Use
 
+    #: Runs under way: the job and when its run was asked for.
+    Running = dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]
+
 #: Seconds: to reach the scheduler; for a worker to answer; between looks at who is there.
 _CONNECT, _ANSWER, _LOOK = 10.0, 20.0, 1.0
+#: Times that a worker is asked who it is.
+_GREETINGS = 3
 #: Seconds without any usable worker after which the rest is done here.
 _PATIENCE = 15.0
 #: A worker is silent when the scheduler has not heard of it for this many seconds longer than of others
@@ -108,6 +113,7 @@ class _Worker:
 
     def __init__(self, address: str, slots: int) -> None:
         self.address, self.slots = address, slots
+        self.greeted = 0
         self.usable: bool | None = None
         self.faults = 0
         self.silent = False
@@ -144,7 +150,17 @@ class ClusterRunner:
             return list(self._open.values())
 
     async def _drive(self, client: Client) -> list[Job]:
-        running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]] = {}
+        running: Running = {}
+        try:
+            await self._until_done(client, running)
+        finally:
+            for task in [*running, *self._greeting]:
+                task.cancel()
+            await asyncio.gather(*running, *self._greeting, return_exceptions=True)
+        return list(self._open.values())
+
+    async def _until_done(self, client: Client, running: Running) -> None:
+        """Returns when all jobs are done, or when no worker is left to do the others."""
         alone_since = time.monotonic()
         looked = 0.0
         while self._open:
@@ -152,14 +168,20 @@ class ClusterRunner:
             if now - looked >= _LOOK:
                 looked = now
                 if client.status != "running" or not await self._look(client):
-                    self._use.say(f"the scheduler at {self._address.text} is gone: {len(self._open)} modules are compiled here")
+                    self._use.say(
+                        f"the scheduler at {self._address.text} is gone: {len(self._open)} modules are compiled here"
+                    )
                     break
                 self._rescue(client, running)
             usable = self._usable()
             if usable:
                 alone_since = now
-            elif now - alone_since > _PATIENCE or (self._workers and all(w.usable is False for w in self._workers.values())):
-                self._use.say(f"no worker at {self._address.text} can be used: {len(self._open)} modules are compiled here")
+            elif now - alone_since > _PATIENCE or (
+                self._workers and all(w.usable is False for w in self._workers.values())
+            ):
+                self._use.say(
+                    f"no worker at {self._address.text} can be used: {len(self._open)} modules are compiled here"
+                )
                 break
             slots = sum(worker.slots for worker in usable)
             while usable and self._pending and len(running) < 2 * slots + 1:
@@ -167,22 +189,22 @@ class ClusterRunner:
                 if id(job) in self._open:
                     self._start(client, job, [worker.address for worker in usable], running)
             if running:
-                done = (await asyncio.wait(running, timeout=_LOOK / 2, return_when=asyncio.FIRST_COMPLETED)).done
+                done, _ = await asyncio.wait(running, timeout=_LOOK / 2, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     job, _ = running.pop(task)
                     self._judge(client, job, *task.result(), running)
             else:
                 await asyncio.sleep(0.05)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        return list(self._open.values())
 
     def _usable(self) -> list[_Worker]:
         return [w for w in self._workers.values() if w.usable and not w.silent]
 
     def _start(
-        self, client: Client, job: Job, workers: list[str], running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]
+        self,
+        client: Client,
+        job: Job,
+        workers: list[str],
+        running: Running,
     ) -> None:
         running[asyncio.create_task(self._attempt(client, job, workers))] = (job, time.monotonic())
 
@@ -200,9 +222,8 @@ class ClusterRunner:
             where = ""
             try:
                 data = await future
-                who = await client.who_has([future])
-                where = next(iter(next(iter(who.values()), ())), "")
                 outcome = self._unpack(data)
+                where = outcome.where or await _holder(client, future)
             except asyncio.CancelledError:
                 # Ours, or Dask's: the scheduler is gone or has forgotten the task.
                 task = asyncio.current_task()
@@ -255,7 +276,7 @@ class ClusterRunner:
 
     def _judge(
         self, client: Client, job: Job, outcome: Outcome, where: str,
-        running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]],
+        running: Running,
     ) -> None:  # fmt: skip
         """Take an outcome in: deliver the object, or see to it that the job is run again."""
         if id(job) not in self._open:
@@ -308,7 +329,9 @@ class ClusterRunner:
     async def _look(self, client: Client) -> bool:
         """See which workers are there; False when the scheduler does not answer."""
         try:
-            identity: dict[str, Any] = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), _ANSWER)
+            identity: dict[str, Any] = await asyncio.wait_for(
+                client.scheduler.identity(n_workers=-1), _ANSWER
+            )
         except (OSError, TimeoutError):
             return False
         there: dict[str, Any] = identity["workers"]
@@ -336,6 +359,10 @@ class ClusterRunner:
             )
             hello = msgspec.msgpack.decode(remote.unpack(answer[worker.address]), type=remote.Hello)
         except (OSError, TimeoutError, ValueError, KeyError, msgspec.MsgspecError) as error:
+            worker.greeted += 1
+            if worker.greeted < _GREETINGS:
+                await self._greet(client, worker)
+                return
             worker.usable = False
             self._use.say(f"worker {worker.address} does not answer: {_reason(error)}")
             return
@@ -345,9 +372,11 @@ class ClusterRunner:
         else:
             self._use.refused += 1
             has = "; ".join(hello.compilers.values()) or "no clang"
-            self._use.say(f"worker {worker.address} is not used: it has {has}; this link needs {self._compiler}")
+            self._use.say(
+                f"worker {worker.address} is not used: it has {has}; this link needs {self._compiler}"
+            )
 
-    def _rescue(self, client: Client, running: dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]) -> None:
+    def _rescue(self, client: Client, running: Running) -> None:
         """Run jobs again elsewhere that are with silent workers, or slow while others idle."""
         usable = self._usable()
         counts: dict[int, int] = {}
@@ -365,6 +394,12 @@ class ClusterRunner:
                 counts[id(job)] = 2
                 self._use.again += 1
                 self._start(client, job, [worker.address for worker in usable], running)
+
+
+async def _holder(client: Client, future: Any) -> str:
+    """The worker that holds a result."""
+    who = await client.who_has([future])
+    return next(iter(next(iter(who.values()), ())), "")
 
 
 async def _close(client: Client) -> None:

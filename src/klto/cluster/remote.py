@@ -98,10 +98,10 @@ def run_job(packed: bytes, key: str) -> bytes:
     try:
         job = msgspec.msgpack.decode(unpack(packed), type=Job)
     except (ValueError, msgspec.MsgspecError) as error:
-        return pack(Outcome(status="refused", text=f"not a job: {error}"))
+        return pack(Outcome(status="refused", where=_own_address(), text=f"not a job: {error}"))
     compiler = find_compiler(job.toolchain)
     if compiler is None:
-        return pack(Outcome(status="refused", text="another toolchain"))
+        return pack(Outcome(status="refused", where=_own_address(), text="another toolchain"))
     worker = _worker()
     with worker.lock:
         worker.running += 1
@@ -110,7 +110,16 @@ def run_job(packed: bytes, key: str) -> bytes:
     finally:
         with worker.lock:
             worker.running -= 1
-    return pack(msgspec.structs.replace(outcome, where=socket.gethostname()))
+    return pack(msgspec.structs.replace(outcome, where=_own_address()))
+
+
+def _own_address() -> str:
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return ""  # No Dask worker: a test.
 
 
 def _still_wanted(key: str) -> bool:

@@ -58,9 +58,13 @@ def canonical_shard(data: bytes, where: str) -> Shard:
     stream = Bitstream(raw, where, base)
     outer, inner = _module_strtab(stream)
     entries = _entries(stream, inner)
-    modules = sorted((path for _, path, _ in entries), key=lambda path: path.encode("utf-8", "surrogateescape"))
+    modules = sorted(
+        (path for _, path, _ in entries), key=lambda path: path.encode("utf-8", "surrogateescape")
+    )
     if len(set(modules)) != len(entries) or len(entries) > 9999:
-        raise MalformedObject(where, inner.begin // 8, f"expected distinct modules, found {len(entries)} names")
+        raise MalformedObject(
+            where, inner.begin // 8, f"expected distinct modules, found {len(entries)} names"
+        )
     names = {path: canonical_name(rank) for rank, path in enumerate(modules)}
     block = _block(inner.width, [(number, names[path], digest) for number, path, digest in entries])
     head, begin, end = bytes(raw[: inner.begin // 8 - 4]), inner.begin // 8, inner.end // 8

@@ -29,11 +29,22 @@ async def _ask(address: Address) -> list[dict[str, Any]]:
     async with connected(address) as client:
         identity = await client.scheduler.identity(n_workers=-1)
         there = identity["workers"]
-        return list(await asyncio.gather(*(_worker(client, place, there[place]["nthreads"]) for place in sorted(there))))
+        return list(
+            await asyncio.gather(
+                *(_worker(client, place, there[place]["nthreads"]) for place in sorted(there))
+            )
+        )
 
 
 async def _worker(client: Any, place: str, slots: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"address": place, "slots": slots, "host": "", "running": 0, "compilers": [], "store": ""}
+    found: dict[str, Any] = {
+        "address": place,
+        "slots": slots,
+        "host": "",
+        "running": 0,
+        "compilers": [],
+        "store": "",
+    }
     try:
         answer = await asyncio.wait_for(client.run(remote.hello, workers=[place], on_error="return"), _ANSWER)
         hello = msgspec.msgpack.decode(remote.unpack(answer[place]), type=remote.Hello)

@@ -7,12 +7,15 @@ import os
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from klto import process
 from klto.errors import UsageError
+from klto.files import user_cache_dir
 from klto.kernel.toolchain import candidates
+from klto.kernel.toolchain_probe import AnswerCache
 
 #: Shared libraries that LLVM's code is in; others (libc, libz) do not decide about generated code.
 _LLVM_LIBRARIES = ("libLLVM", "libclang")
@@ -39,21 +42,28 @@ class Compiler(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def compiler_at(path: str) -> Compiler:
-    """Ask a clang.
+    """Ask a clang; what it answered is remembered for as long as the program and LLVM's library are the same files.
 
     :raises UsageError: when it does not answer.
     """
+    answers = AnswerCache(user_cache_dir() / "toolchain.json")
+    real = Path(os.path.realpath(path))
+    binaries = [real, *map(Path, _llvm_libraries(str(real)))]
+    version, build, targets = answers.get("cluster identity", binaries, lambda: _ask(str(real)))
+    return Compiler(path=str(real), version=version, build=build, targets=tuple(targets))
+
+
+def _ask(path: str) -> list[Any]:
     try:
         version = process.run([path, "--version"], timeout=60).stdout.splitlines()[0]
         listed = process.run([path, "--print-targets"], timeout=60).stdout.splitlines()
     except (process.CommandFailed, process.CommandTimeout, IndexError) as error:
         raise UsageError(f"{path} does not say what it is: {error}") from error
-    targets = tuple(line.split()[0] for line in listed if " - " in line)
     digest = hashlib.sha256()
-    for file in (os.path.realpath(path), *_llvm_libraries(path)):
+    for file in (path, *_llvm_libraries(path)):
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return Compiler(path=path, version=version, build=digest.hexdigest(), targets=targets)
+    return [version, digest.hexdigest(), [line.split()[0] for line in listed if " - " in line]]
 
 
 def _llvm_libraries(path: str) -> list[str]:

@@ -26,6 +26,16 @@ _PATIENCE_PER_BYTE, _MOST_PATIENCE = 0.1 / 1e6, 3.0
 #: Bytes: LLVM ends the link when it cannot write a cache entry, and objects of modules are smaller than this.
 _LEAST_FREE = 16 << 20
 
+#: The environment variable that names a cluster for backends (klto.cluster.address); empty or absent: none.
+ENV_CLUSTER = "KLTO_CLUSTER"
+
+#: Modules of a link that is worth the second it takes to reach a cluster. Links of smaller kernel modules are done
+#: here, beside each other, under make's own -j.
+LEAST_FOR_CLUSTER = 16
+
+#: How klto.cluster.__main__ says that a link can only be done here (EX_UNAVAILABLE of sysexits.h).
+NOT_DISTRIBUTED = 69
+
 #: lld's options for its own parallelism (lld/ELF/Options.td): given by the caller, they are left alone.
 _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
 
@@ -52,6 +62,10 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
         jobs = 1 + tokens.acquire(wanted, patience)
         parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
         root = os.environ.get(ENV_CACHE)
+        if os.environ.get(ENV_CLUSTER) and inputs.bitcode >= LEAST_FOR_CLUSTER:
+            result = _run_on_cluster(linker, arguments, request, inputs, jobs)
+            if result.returncode != NOT_DISTRIBUTED:
+                return result
         if root:
             result = _run_cached(root, linker, arguments, parallel, request, inputs, jobs)
             if result is not None:
@@ -80,6 +94,21 @@ def _run_cached(
     return result
 
 
+def _run_on_cluster(
+    linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs, jobs: int
+) -> LinkResult:
+    """The link with backends on a cluster: another process, since this one has no site packages."""
+    import sys
+    import tempfile
+
+    program = os.path.join(
+        os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "cluster", "__main__.py"
+    )
+    with tempfile.NamedTemporaryFile(prefix="klto-use-") as use:
+        argv = [sys.executable, "-P", program, use.name, str(jobs), linker, *arguments]
+        return _run(argv, request, inputs, jobs, use=use.name)
+
+
 def _is_full(folder: str) -> bool:
     """Whether the cache cannot take a module's object: no space, no quota, read-only. Found by trying."""
     trial = os.path.join(folder, f"trial-{os.getpid()}")
@@ -98,7 +127,12 @@ def _is_full(folder: str) -> bool:
 
 
 def _run(
-    argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int, view: View | None = None
+    argv: list[str],
+    request: LinkRequest,
+    inputs: Inputs,
+    jobs: int,
+    view: View | None = None,
+    use: str | None = None,
 ) -> LinkResult:
     # Not klto.process: the linker stays in make's process group, so that whatever ends the build ends it too.
     begun = time.monotonic()
@@ -132,8 +166,22 @@ def _run(
         peak_bytes=result.peak_bytes,
         stopped_by=forwarded[0] if forwarded else None,
         generated=sum(1 for _ in view.generated()) if view is not None else None,
+        **_cluster_use(use),
     )
     return result
+
+
+def _cluster_use(file: str | None) -> dict[str, object]:
+    """What klto.cluster has written about the link, for the journal."""
+    if file is None:
+        return {}
+    import json
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            return {"cluster": json.load(stream)}
+    except (OSError, ValueError):
+        return {}  # It was killed before it wrote anything.
 
 
 def _forward_signals(pid: int) -> list[int]:
