@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("cache", "look after the link cache"),
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "cluster": ("cluster", "certificates, scheduler, workers and state of a cluster for LTO links"),
+    "dtlto-distributor": ("dtlto_distributor", "run the backends of ld.lld's own distributed ThinLTO"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),

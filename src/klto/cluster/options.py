@@ -27,6 +27,7 @@ class CodegenOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     :ivar pic: position-independent code; without it static code (LLVM's Reloc::PIC_ and Reloc::Static).
     :ivar code_model: empty: what the module itself says.
+    :ivar function_sections: and the next two: as lld sets them for LTO (lld/ELF/LTO.cpp, createConfig).
     """
 
     triple: str
@@ -34,6 +35,9 @@ class CodegenOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     pic: bool = False
     code_model: str = ""
     cpu: str = ""
+    function_sections: bool = True
+    data_sections: bool = True
+    address_significance: bool = True
     llvm: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,17 +54,14 @@ class CodegenOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"not an option that a job may give LLVM: {option!r}")
 
     def clang_arguments(self) -> list[str]:
-        """clang's arguments for code generation.
-
-        lld gives each function and datum a section of its own (lld/ELF/LTO.cpp, createConfig), so -ffunction-sections
-        and -fdata-sections are always there.
-        """
+        """clang's arguments for code generation."""
         return [
             f"--target={self.triple}",
             f"-O{self.opt_level}",
             "-fpic" if self.pic else "-fno-pic",
-            "-ffunction-sections",
-            "-fdata-sections",
+            "-ffunction-sections" if self.function_sections else "-fno-function-sections",
+            "-fdata-sections" if self.data_sections else "-fno-data-sections",
+            "-faddrsig" if self.address_significance else "-fno-addrsig",
             *([f"-mcmodel={self.code_model}"] if self.code_model else []),
             *([f"-mcpu={self.cpu}" if _is_arm(self.triple) else f"-march={self.cpu}"] if self.cpu else []),
             *(word for option in self.llvm for word in ("-mllvm", option)),
