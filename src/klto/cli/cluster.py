@@ -31,6 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--store", type=Path, metavar="DIR", help="where bitcode is kept (default: user's cache)"
     )
     worker.add_argument("--store-size", default="10G", metavar="SIZE", help="how much of it (default: 10G)")
+    worker.add_argument(
+        "--memory", metavar="SIZE", help="for all backends together (default: what is available)"
+    )
     worker.add_argument("--host", metavar="ADDRESS", help="this machine's address for the others")
 
 
@@ -72,12 +75,14 @@ def _worker(args: argparse.Namespace) -> int:
     from klto.cluster.address import parse_address
     from klto.cluster.serve import run_worker
     from klto.errors import UsageError
-    from klto.machine import usable_cpus
+    from klto.machine import memory_bytes, usable_cpus
 
     address = parse_address(args.address)
     if address.workers:
         raise UsageError(f"no scheduler's address: {args.address}")
-    run_worker(address, args.slots or usable_cpus(), args.store, _bytes(args.store_size), args.host)
+    memory = _bytes(args.memory) if args.memory else memory_bytes()[1]
+    slots = args.slots or usable_cpus()
+    run_worker(address, slots, args.store, _bytes(args.store_size), args.host, memory)
     return 0
 
 

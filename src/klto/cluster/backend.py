@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from klto import process
 from klto.cluster.job import Outcome, digest_of
 from klto.objects.elf import Elf
@@ -94,14 +96,19 @@ def _run(job: Job, compiler: Compiler, files: Files, folder: Path, wanted: Calla
             usage = child.wait()
         said.seek(0)
         text = said.read(_MOST_TEXT).decode("utf-8", "replace")
-    status, spent = child.returncode or 0, {
-        "wall_seconds": usage.wall_seconds, "cpu_seconds": usage.cpu_seconds, "peak_bytes": usage.peak_bytes
-    }  # fmt: skip
+    spent = Outcome(
+        status="done",
+        wall_seconds=usage.wall_seconds,
+        cpu_seconds=usage.cpu_seconds,
+        peak_bytes=usage.peak_bytes,
+    )
+    status = child.returncode or 0
     if status != 0:
         verdict = "lost" if status < 0 or status in _CRASHED or _lost_by(text) else "failed"
-        return Outcome(status=verdict, text=f"{process.describe_status(status)}\n{text}", **spent)
+        text = f"{process.describe_status(status)}\n{text}"
+        return msgspec.structs.replace(spent, status=verdict, text=text)
     data = result.read_bytes()
-    return Outcome(status="done", object=data, sha256=digest_of(data), text=text, **spent)
+    return msgspec.structs.replace(spent, object=data, sha256=digest_of(data), text=text)
 
 
 def _lost_by(text: str) -> bool:
@@ -159,6 +166,10 @@ class LocalFiles:
         if sha256 in self._bytes:
             return self._bytes[sha256]
         return Path(self._paths[sha256]).read_bytes()
+
+    def size(self, sha256: str) -> int:
+        """Bytes of the content."""
+        return len(self._bytes[sha256]) if sha256 in self._bytes else os.path.getsize(self._paths[sha256])
 
     def place(self, sha256: str, path: Path) -> None:
         """As in :class:`Files`."""

@@ -121,7 +121,7 @@ def read_request(path: Path) -> Request:
     except msgspec.MsgspecError as error:
         raise UsageError(
             f"{path} is not what a linker hands to a distributor: {error}",
-            "klto dtlto-distributor is for ld.lld --thinlto-distributor=klto --thinlto-distributor-arg=dtlto-distributor",
+            "use it as ld.lld --thinlto-distributor=/path/to/klto --thinlto-distributor-arg=dtlto-distributor",
         ) from error
     if not request.common.args:
         raise UsageError(f"{path} names no compiler", "give the linker --thinlto-remote-compiler=clang")

@@ -7,8 +7,10 @@ compileBitcodeFiles). So here bitcode inputs are left out where they stood and t
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from klto.cluster.job import digest_of
 from klto.cluster.options import Undistributable
 from klto.link.request import takes_value
 from klto.objects.archive import read_archive
@@ -19,7 +21,6 @@ from klto.objects.source import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from klto.cluster.thin_link import Source
     from klto.link.request import LinkRequest
@@ -53,10 +54,10 @@ def final_arguments(
         elif word in direct:
             linked += by_argument[word]
         elif word in archives:
-            natives = _natives(word, scratch)
             lazy = lazy or not whole
+            natives = _natives(word, scratch)
             linked += _in_order(word, by_argument[word], natives)
-            arguments += natives if whole else ["--start-lib", *natives, "--end-lib"] if natives else []
+            arguments += natives if whole else [_archive_of(word, natives, scratch)] if natives else []
         else:
             if word in request.inputs:
                 lazy = lazy or kind_of(word) != "elf"
@@ -111,7 +112,7 @@ def _of_bitcode(source: Source) -> list[str]:
 
 
 def _natives(path: str, scratch: Path) -> list[str]:
-    """The archive's members that are no bitcode, as files. lld treats --start-lib as an archive since LLVM 15."""
+    """The archive's members that are no bitcode, as files."""
     found = []
     for number, member in enumerate(read_archive(path).members):
         if member.kind() == "bitcode":
@@ -119,9 +120,31 @@ def _natives(path: str, scratch: Path) -> list[str]:
         if member.path is not None:
             found.append(member.path)
             continue
-        folder = scratch / "members" / f"{len(os.listdir(scratch))}-{number}"
-        folder.mkdir(parents=True)
+        folder = scratch / "members" / digest_of(path.encode("utf-8", "surrogateescape")) / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
         copy = folder / os.path.basename(member.name)
         copy.write_bytes(member.data())
         found.append(str(copy))
     return found
+
+
+def _archive_of(path: str, natives: list[str], scratch: Path) -> str:
+    """An archive of the same name with these members, in the common format (ar(5), GNU's long names).
+
+    It has no symbol table: lld reads the members themselves since LLVM 15. ``--start-lib`` would not do: it must
+    not stand in a group."""
+    long_names, content = b"", b""
+    for native in natives:
+        data = Path(native).read_bytes()
+        content += _header(f"/{len(long_names)}", len(data)) + data + b"\n" * (len(data) % 2)
+        long_names += os.path.basename(native).encode("utf-8", "surrogateescape") + b"/\n"
+    long_names += b"\n" * (len(long_names) % 2)
+    folder = scratch / "archives" / digest_of(path.encode("utf-8", "surrogateescape"))
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / os.path.basename(path)
+    archive.write_bytes(b"!<arch>\n" + _header("//", len(long_names)) + long_names + content)
+    return str(archive)
+
+
+def _header(name: str, size: int) -> bytes:
+    return f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{size:<10}`\n".encode()

@@ -17,6 +17,7 @@ from klto.cluster.jobs import Module, Modules, make_job
 from klto.cluster.options import link_options
 from klto.cluster.results import Results
 from klto.cluster.thin_link import thin_link
+from klto.cluster.times import Times
 from klto.cluster.toolchain import compiler_of_linker
 
 if TYPE_CHECKING:
@@ -88,26 +89,30 @@ def run_jobs(
 ) -> list[Path]:
     """The objects of jobs, in their order, from the cache or from backends.
 
-    :param size_of: a job's bytes of bitcode: the longest come first.
+    :param size_of: a job's bytes of bitcode. The jobs that are expected to take longest come first.
     """
     folder = scratch / "objects"
     folder.mkdir()
     targets = {id(job): folder / f"{number:06d}.o" for number, job in enumerate(jobs)}
-    results = Results(cache)
+    results, times = Results(cache), Times(cache, jobs)
     use.modules = len(jobs)
     todo = [job for job in jobs if not results.find(job, targets[id(job)])]
     use.cached = len(jobs) - len(todo)
     use.prepare_seconds = time.monotonic() - begun
 
-    def deliver(job: Job, data: bytes) -> None:
+    def deliver(job: Job, data: bytes, seconds: float) -> None:
         targets[id(job)].write_bytes(data)
         results.keep(job, data)
+        times.took(job.name, seconds)
 
     if todo:
         started = time.monotonic()
-        make_runner().run(sorted(todo, key=size_of, reverse=True), files, deliver)
+        make_runner().run(
+            sorted(todo, key=lambda job: times.expected(job.name, size_of(job)), reverse=True), files, deliver
+        )
         use.backend_seconds = time.monotonic() - started
     results.close()
+    times.save()
     return list(targets.values())
 
 

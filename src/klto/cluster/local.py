@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from klto.cluster.toolchain import Compiler
     from klto.cluster.use import Use
 
-    #: Takes a job's object: checked, and the same wherever it was made.
-    Deliver = Callable[[Job, bytes], None]
+    #: Takes a job's object, checked, and the same wherever it was made; and the CPU seconds that it took.
+    Deliver = Callable[[Job, bytes, float], None]
 
 #: Times that one job is tried here when the machine, not the compiler, fails it.
 _TRIES = 2
@@ -59,7 +59,7 @@ class LocalRunner:
                     outcome = future.result()
                     accept(job, outcome, self._use)
                     self._use.local += 1
-                    deliver(job, outcome.object)
+                    deliver(job, outcome.object, outcome.cpu_seconds)
         finally:
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)

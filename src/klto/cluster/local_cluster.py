@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from klto import process
 from klto.cluster.address import Address, parse_address
 from klto.errors import UsageError
+from klto.machine import memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,10 +47,21 @@ def started_address(address: Address) -> Iterator[Address]:
                 raise UsageError("the scheduler did not start", None, tuple(said[-5:]))
             time.sleep(0.02)
         found = parse_address(place.read_text().strip())
+        memory = str(max(1, memory_bytes()[1] // address.workers))
         for _ in range(address.workers):
             stack.enter_context(
                 process.started(
-                    [*klto, "worker", found.text, "-j", "1", "--store", str(folder / "store")],
+                    [
+                        *klto,
+                        "worker",
+                        found.text,
+                        "-j",
+                        "1",
+                        "--memory",
+                        memory,
+                        "--store",
+                        str(folder / "store"),
+                    ],
                     stdout=log,
                     stderr=log,
                 )

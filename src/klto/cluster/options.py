@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from klto.link.request import LinkRequest
 
 _TRIPLE = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_.]+){1,4}")
-#: An option of LLVM's own (``-mllvm``), its value without "/": none of them can name a file outside of the job's folder.
+#: An option of LLVM's own (``-mllvm``), its value without "/": none can name a file outside of the job.
 _LLVM_OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9-]*(=[A-Za-z0-9_.,:+-]*)?")
 _CPU = re.compile(r"[A-Za-z0-9_.+-]*")
 #: Values of clang's -mcmodel= (clang/include/clang/Driver/Options.td).

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import time
 from collections import deque
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from distributed import Client
-from distributed.security import Security
 
 from klto.cluster import remote
-from klto.cluster.address import certificates
 from klto.cluster.backend import check_object
+from klto.cluster.connection import Unreachable, connected, reason_of
 from klto.cluster.job import Outcome
 from klto.cluster.local import LocalRunner
-from klto.errors import UsageError
+from klto.cluster.remote import MEMORY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from klto.cluster.address import Address
     from klto.cluster.backend import LocalFiles
@@ -38,8 +35,8 @@ if TYPE_CHECKING:
     #: Runs under way: the job and when its run was asked for.
     Running = dict[asyncio.Task[tuple[Outcome, str]], tuple[Job, float]]
 
-#: Seconds: to reach the scheduler; for a worker to answer; between looks at who is there.
-_CONNECT, _ANSWER, _LOOK = 10.0, 20.0, 1.0
+#: Seconds: for a worker to answer; between looks at who is there.
+_ANSWER, _LOOK = 20.0, 1.0
 #: Times that a worker is asked who it is.
 _GREETINGS = 3
 #: Seconds without any usable worker after which the rest is done here.
@@ -53,66 +50,13 @@ _MOST_FAULTS, _MOST_LOST = 3, 3
 _SLOW_SECONDS, _SLOW_TIMES = 3.0, 4.0
 #: Memory of a backend: clang itself, and for each byte of bitcode.
 _BASE_MEMORY, _MEMORY_PER_BYTE = 150 << 20, 30
-#: The Dask resource in which workers state their memory.
-MEMORY = "klto-memory"
-
-
-def security_for(address: Address, role: str) -> Security | None:
-    """Mutual TLS for ``tls://``; None otherwise."""
-    if not address.tls:
-        return None
-    authority, own = map(str, certificates(role))
-    return Security(
-        require_encryption=True,
-        tls_ca_file=authority,
-        **{f"tls_{role}_cert": own, f"tls_{role}_key": own},
-    )
-
-
-class Unreachable(UsageError):
-    """No scheduler answers."""
-
-
-@asynccontextmanager
-async def connected(address: Address) -> AsyncIterator[Client]:
-    """A client of the scheduler.
-
-    :raises Unreachable: when there is none.
-    :raises UsageError: when it and this machine do not trust each other.
-    """
-    security = security_for(address, "client")
-    try:
-        client = await Client(
-            address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
-        )
-    except (OSError, TimeoutError) as error:
-        reason = _reason(error)
-        if _untrusted(error):
-            raise UsageError(
-                f"{address.text} and this machine do not trust each other: {reason}",
-                "both sides need valid certificates of the same authority: klto cluster certs",
-            ) from error
-        raise Unreachable(f"no scheduler at {address.text} ({reason})") from error
-    try:
-        yield client
-    finally:
-        await _close(client)
-
-
-def _untrusted(error: BaseException | None) -> bool:
-    """Whether TLS is the cause, anywhere in the chain."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class _Worker:
     """What is known of a worker. ``usable``: None until it has answered."""
 
-    def __init__(self, address: str, slots: int) -> None:
-        self.address, self.slots = address, slots
+    def __init__(self, address: str, slots: int, memory: float | None) -> None:
+        self.address, self.slots, self.memory = address, slots, memory
         self.greeted = 0
         self.usable: bool | None = None
         self.faults = 0
@@ -130,6 +74,8 @@ class ClusterRunner:
         self._walls: list[float] = []
         self._link = os.urandom(6).hex()
         self._runs = 0
+        #: The Dask key under which a run is under way.
+        self._keys: dict[asyncio.Task[Any] | None, str] = {}
 
     def run(self, jobs: Sequence[Job], files: LocalFiles, deliver: Deliver) -> None:
         """As in :class:`klto.cluster.local.Runner`."""
@@ -172,7 +118,7 @@ class ClusterRunner:
                         f"the scheduler at {self._address.text} is gone: {len(self._open)} modules are compiled here"
                     )
                     break
-                self._rescue(client, running)
+                await self._rescue(client, running)
             usable = self._usable()
             if usable:
                 alone_since = now
@@ -192,6 +138,7 @@ class ClusterRunner:
                 done, _ = await asyncio.wait(running, timeout=_LOOK / 2, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     job, _ = running.pop(task)
+                    self._keys.pop(task, None)
                     self._judge(client, job, *task.result(), running)
             else:
                 await asyncio.sleep(0.05)
@@ -214,6 +161,7 @@ class ClusterRunner:
         for _ in range(3):  # At most: files lacking, files pruned meanwhile, run.
             self._runs += 1
             key = f"klto-{self._link}-{self._runs}"
+            self._keys[asyncio.current_task()] = key
             self._use.bytes_sent += len(packed)
             future = client.submit(
                 remote.run_job, packed, key, key=key, workers=workers, pure=False, resources=self._resources(job),
@@ -231,7 +179,7 @@ class ClusterRunner:
                     raise
                 return Outcome(status="lost", text="the task was cancelled"), where
             except Exception as error:  # noqa: BLE001 - Dask raises here whatever was raised on the worker
-                return Outcome(status="lost", text=_reason(error)), where
+                return Outcome(status="lost", text=reason_of(error)), where
             finally:
                 future.release()
             if outcome.status != "lacking":
@@ -254,7 +202,14 @@ class ClusterRunner:
             return Outcome(status="lost", text="it returned garbage")
 
     def _resources(self, job: Job) -> dict[str, float] | None:
-        return None
+        """What the job takes of a worker's memory, when all workers state theirs; never more than the largest has."""
+        memories = [worker.memory for worker in self._usable()]
+        if not memories or None in memories:
+            return None
+        size = next(self._files.size(blob.sha256) for blob in job.files if blob.path == job.module)
+        return {
+            MEMORY: min(_BASE_MEMORY + _MEMORY_PER_BYTE * size, max(m for m in memories if m is not None))
+        }
 
     async def _send(self, client: Client, lacking: Sequence[str], worker: str) -> str:
         """Send a worker what it lacks; empty, or why that failed."""
@@ -270,9 +225,9 @@ class ClusterRunner:
                 client.run(remote.put_blobs, packed, workers=[worker], on_error="return"), _ANSWER
             )
         except (OSError, TimeoutError, ValueError, KeyError) as error:
-            return _reason(error)
+            return reason_of(error)
         problem = answer.get(worker, "no answer") if isinstance(answer, dict) else "no answer"
-        return problem if isinstance(problem, str) else _reason(problem)
+        return problem if isinstance(problem, str) else reason_of(problem)
 
     def _judge(
         self, client: Client, job: Job, outcome: Outcome, where: str,
@@ -289,7 +244,7 @@ class ClusterRunner:
             self._walls.append(outcome.wall_seconds)
             self._use.remote += 1
             del self._open[id(job)]
-            self._deliver(job, outcome.object)
+            self._deliver(job, outcome.object, outcome.cpu_seconds)
             return
         if any(other is job for other, _ in running.values()):
             return  # Another run of it is under way.
@@ -341,7 +296,7 @@ class ClusterRunner:
             del self._workers[address]
         for address, info in there.items():
             if address not in self._workers:
-                self._workers[address] = _Worker(address, info["nthreads"])
+                self._workers[address] = _Worker(address, info["nthreads"], info["resources"].get(MEMORY))
                 task = asyncio.create_task(self._greet(client, self._workers[address]))
                 self._greeting.add(task)
                 task.add_done_callback(self._greeting.discard)
@@ -364,7 +319,7 @@ class ClusterRunner:
                 await self._greet(client, worker)
                 return
             worker.usable = False
-            self._use.say(f"worker {worker.address} does not answer: {_reason(error)}")
+            self._use.say(f"worker {worker.address} does not answer: {reason_of(error)}")
             return
         worker.usable = self._compiler.identity in hello.compilers
         if worker.usable:
@@ -376,43 +331,38 @@ class ClusterRunner:
                 f"worker {worker.address} is not used: it has {has}; this link needs {self._compiler}"
             )
 
-    def _rescue(self, client: Client, running: Running) -> None:
+    async def _rescue(self, client: Client, running: Running) -> None:
         """Run jobs again elsewhere that are with silent workers, or slow while others idle."""
         usable = self._usable()
-        counts: dict[int, int] = {}
+        runs: dict[int, int] = {}
         for job, _ in running.values():
-            counts[id(job)] = counts.get(id(job), 0) + 1
-        idle = sum(worker.slots for worker in usable) - len(counts)
-        silent = any(worker.silent for worker in self._workers.values())
-        if not usable or self._pending or (idle <= 0 and not silent):
+            runs[id(job)] = runs.get(id(job), 0) + 1
+        idle = sum(worker.slots for worker in usable) - len(runs)
+        if self._pending or not usable or (idle <= 0 and not any(w.silent for w in self._workers.values())):
             return
         median = sorted(self._walls)[len(self._walls) // 2] if self._walls else 0.0
         now = time.monotonic()
-        for job, since in list(running.values()):
-            slow = now - since > max(_SLOW_SECONDS, _SLOW_TIMES * median)
-            if slow and counts[id(job)] == 1 and id(job) in self._open:
-                counts[id(job)] = 2
+        slow = {
+            task: job
+            for task, (job, since) in running.items()
+            if runs[id(job)] == 1 and now - since > max(_SLOW_SECONDS, _SLOW_TIMES * median)
+        }
+        if not slow:
+            return
+        try:
+            processing = await asyncio.wait_for(client.scheduler.processing(workers=None), _ANSWER)
+        except (OSError, TimeoutError):
+            return  # The next look finds out what is the matter.
+        holders = {key: address for address, keys in processing.items() for key in keys}
+        for task, job in slow.items():
+            there = holders.get(self._keys.get(task, ""))
+            others = [worker.address for worker in usable if worker.address != there]
+            if others and id(job) in self._open:
                 self._use.again += 1
-                self._start(client, job, [worker.address for worker in usable], running)
+                self._start(client, job, others, running)
 
 
 async def _holder(client: Client, future: Any) -> str:
     """The worker that holds a result."""
     who = await client.who_has([future])
     return next(iter(next(iter(who.values()), ())), "")
-
-
-async def _close(client: Client) -> None:
-    try:
-        await asyncio.wait_for(client.close(), _CONNECT)
-    except (OSError, TimeoutError):
-        return  # The scheduler is gone: nothing is left to be told.
-
-
-def _reason(error: object) -> str:
-    """An exception in one line, with its cause."""
-    texts = [str(error).strip() or type(error).__name__]
-    cause = getattr(error, "__cause__", None)
-    if cause is not None:
-        texts.append(str(cause).strip() or type(cause).__name__)
-    return ": ".join(text.splitlines()[0] for text in texts)

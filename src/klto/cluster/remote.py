@@ -20,6 +20,8 @@ from klto.files import user_cache_dir
 
 #: Environment variables of a worker: its store's folder, the store's limit in bytes.
 ENV_STORE, ENV_STORE_SIZE = "KLTO_WORKER_STORE", "KLTO_WORKER_STORE_SIZE"
+#: The Dask resource in which a worker states the bytes of memory that backends may have.
+MEMORY = "klto-memory"
 #: Bytes: larger than any message is meant to be once it is decompressed.
 _MOST = 1 << 31
 

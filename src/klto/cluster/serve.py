@@ -12,7 +12,7 @@ import dask
 from distributed import Scheduler, Worker
 
 from klto.cluster import remote
-from klto.cluster.pool import security_for
+from klto.cluster.connection import security_for
 from klto.errors import UsageError
 from klto.files import make_directory, user_cache_dir, write_whole
 
@@ -53,9 +53,12 @@ def run_scheduler(address: Address, address_file: Path | None) -> None:
         _run(main(), f"listen at {address.text}")
 
 
-def run_worker(address: Address, slots: int, store: Path | None, store_size: int, host: str | None) -> None:
+def run_worker(
+    address: Address, slots: int, store: Path | None, store_size: int, host: str | None, memory: int
+) -> None:
     """Work for the scheduler at ``address`` until TERM or INT, or until it is gone.
 
+    :param memory: bytes that backends may have, all together.
     :param host: this machine's address for other machines; found out when None.
     """
     folder = make_directory(store or user_cache_dir() / "worker")
@@ -65,6 +68,7 @@ def run_worker(address: Address, slots: int, store: Path | None, store_size: int
         worker = Worker(
             address.text, nthreads=slots, security=security_for(address, "worker"), memory_limit=0,
             host=host, dashboard=False, death_timeout=60, local_directory=str(folder / "dask"),
+            resources={remote.MEMORY: memory},
         )  # fmt: skip
         async with worker:
             await _until_stopped(worker.finished())

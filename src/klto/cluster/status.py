@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from klto.cluster import remote
-from klto.cluster.pool import connected
+from klto.cluster.connection import connected
 
 if TYPE_CHECKING:
     from klto.cluster.address import Address

@@ -63,9 +63,9 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
         parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
         root = os.environ.get(ENV_CACHE)
         if os.environ.get(ENV_CLUSTER) and inputs.bitcode >= LEAST_FOR_CLUSTER:
-            result = _run_on_cluster(linker, arguments, request, inputs, jobs)
-            if result.returncode != NOT_DISTRIBUTED:
-                return result
+            distributed = _run_on_cluster(linker, arguments, request, inputs, jobs)
+            if distributed.returncode != NOT_DISTRIBUTED:
+                return distributed
         if root:
             result = _run_cached(root, linker, arguments, parallel, request, inputs, jobs)
             if result is not None:
