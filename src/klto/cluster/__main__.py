@@ -22,8 +22,9 @@ from klto.cluster.use import Use
 from klto.errors import InterruptedRun, KltoError
 from klto.kernel.jobserver import ENV_JOBS
 from klto.link.cached import ENV_CACHE
+from klto.link.elsewhere import NOT_DISTRIBUTED
 from klto.link.request import parse_request
-from klto.link.run import ENV_CLUSTER, NOT_DISTRIBUTED
+from klto.link.run import ENV_CLUSTER
 from klto.process import CommandFailed
 
 if TYPE_CHECKING:

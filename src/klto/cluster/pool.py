@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from distributed import Client
@@ -63,6 +63,13 @@ class _Worker:
         self.silent = False
 
 
+class _Run(NamedTuple):
+    """A run under way: its Dask key, and the workers that it may be on."""
+
+    key: str
+    workers: tuple[str, ...]
+
+
 class ClusterRunner:
     """Runs jobs on the workers of one scheduler."""
 
@@ -74,8 +81,7 @@ class ClusterRunner:
         self._walls: list[float] = []
         self._link = os.urandom(6).hex()
         self._runs = 0
-        #: The Dask key under which a run is under way.
-        self._keys: dict[asyncio.Task[Any] | None, str] = {}
+        self._run_of: dict[asyncio.Task[Any] | None, _Run] = {}
 
     def run(self, jobs: Sequence[Job], files: LocalFiles, deliver: Deliver) -> None:
         """As in :class:`klto.cluster.local.Runner`."""
@@ -138,7 +144,7 @@ class ClusterRunner:
                 done, _ = await asyncio.wait(running, timeout=_LOOK / 2, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     job, _ = running.pop(task)
-                    self._keys.pop(task, None)
+                    self._run_of.pop(task, None)
                     self._judge(client, job, *task.result(), running)
             else:
                 await asyncio.sleep(0.05)
@@ -161,7 +167,7 @@ class ClusterRunner:
         for _ in range(3):  # At most: files lacking, files pruned meanwhile, run.
             self._runs += 1
             key = f"klto-{self._link}-{self._runs}"
-            self._keys[asyncio.current_task()] = key
+            self._run_of[asyncio.current_task()] = _Run(key, tuple(workers))
             self._use.bytes_sent += len(packed)
             future = client.submit(
                 remote.run_job, packed, key, key=key, workers=workers, pure=False, resources=self._resources(job),
@@ -332,34 +338,37 @@ class ClusterRunner:
             )
 
     async def _rescue(self, client: Client, running: Running) -> None:
-        """Run jobs again elsewhere that are with silent workers, or slow while others idle."""
+        """Give up runs that are with workers gone or silent, and run slow jobs again elsewhere while slots idle."""
         usable = self._usable()
-        runs: dict[int, int] = {}
-        for job, _ in running.values():
-            runs[id(job)] = runs.get(id(job), 0) + 1
-        idle = sum(worker.slots for worker in usable) - len(runs)
-        if self._pending or not usable or (idle <= 0 and not any(w.silent for w in self._workers.values())):
-            return
-        median = sorted(self._walls)[len(self._walls) // 2] if self._walls else 0.0
-        now = time.monotonic()
-        slow = {
-            task: job
-            for task, (job, since) in running.items()
-            if runs[id(job)] == 1 and now - since > max(_SLOW_SECONDS, _SLOW_TIMES * median)
-        }
-        if not slow:
-            return
+        alive = {worker.address for worker in usable}
         try:
             processing = await asyncio.wait_for(client.scheduler.processing(workers=None), _ANSWER)
         except (OSError, TimeoutError):
             return  # The next look finds out what is the matter.
         holders = {key: address for address, keys in processing.items() for key in keys}
-        for task, job in slow.items():
-            there = holders.get(self._keys.get(task, ""))
-            others = [worker.address for worker in usable if worker.address != there]
-            if others and id(job) in self._open:
-                self._use.again += 1
-                self._start(client, job, others, running)
+        for task, (job, _) in list(running.items()):
+            run = self._run_of.get(task)
+            # A task that may run on none of the workers left would wait for ever.
+            if run and (holders.get(run.key, "") not in {"", *alive} or not alive & set(run.workers)):
+                task.cancel()
+                del running[task], self._run_of[task]
+                if id(job) in self._open and not any(other is job for other, _ in running.values()):
+                    self._use.again += 1
+                    self._pending.appendleft(job)
+        runs: dict[int, int] = {}
+        for job, _ in running.values():
+            runs[id(job)] = runs.get(id(job), 0) + 1
+        if self._pending or sum(worker.slots for worker in usable) <= len(runs):
+            return
+        median = sorted(self._walls)[len(self._walls) // 2] if self._walls else 0.0
+        now = time.monotonic()
+        for task, (job, since) in list(running.items()):
+            run = self._run_of.get(task)
+            if run and runs[id(job)] == 1 and now - since > max(_SLOW_SECONDS, _SLOW_TIMES * median):
+                others = [address for address in alive if address != holders.get(run.key)]
+                if others and id(job) in self._open:
+                    self._use.again += 1
+                    self._start(client, job, others, running)
 
 
 async def _holder(client: Client, future: Any) -> str:
