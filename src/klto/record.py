@@ -130,7 +130,6 @@ class Link(_Value, frozen=True):
     cpu_seconds: float | None = None
     peak_bytes: int | None = None
     generated: int | None = None
-    modules: list[Module] = []
     #: What a link on a cluster used and met; None for a link in process.
     cluster: ClusterUse | None = None
     modules: list[LinkedModule] = []

@@ -24,7 +24,7 @@ from tests.real.conftest import Kernel
 pytestmark = pytest.mark.real
 
 #: Modules of the link: enough that something can happen in the midst of it.
-_MODULES = 40
+_MODULES = 24
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def link(
         )  # fmt: skip
         if meanwhile is not None:
             meanwhile()
-        _, err = child.communicate(timeout=240)
+        _, err = child.communicate(timeout=300)
         print(err)
         assert child.returncode == 0
         assert "Traceback" not in err
