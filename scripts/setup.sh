@@ -15,7 +15,7 @@ case ${1-} in
 demo) extras= ;;
 test)
 	# The tests also build 6.1, boot the other architecture, compare with LLVM 14 and 22, and use cpio as an oracle.
-	packages="$packages qemu-system-x86 qemu-system-arm linux-source-6.1 cpio kmod rsync
+	packages="$packages qemu-system-x86 qemu-system-arm linux-source-6.1 cpio kmod rsync iproute2
 		clang-14 lld-14 llvm-14 clang-22 lld-22 llvm-22"
 	extras='[dev]'
 	;;
