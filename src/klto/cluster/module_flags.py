@@ -23,6 +23,7 @@ _METADATA_NAMED_NODE, _METADATA_STRINGS = 10, 35
 #: GLOBAL_DECL_ATTACHMENT, INDEX_OFFSET, INDEX, ARG_LIST.
 _UNNUMBERED = frozenset((4, 6, 10, 35, 36, 38, 39, 46))
 _ANY = range(1 << 32)
+_PIC_LEVEL = b"PIC Level"
 
 
 class ModuleFlags(NamedTuple):
@@ -42,9 +43,10 @@ def read_module_flags(data: bytes, where: str) -> ModuleFlags:
     if len(bitcode.modules) != 1:
         raise MalformedObject(where, None, f"expected one module, found {len(bitcode.modules)}")
     module = bitcode.modules[0]
-    flags = _integer_flags(module)
     properties = module.properties
-    return ModuleFlags(properties.target_triple, properties.summary, flags.get(b"PIC Level", 0) > 0)
+    # The names of flags lie in a blob, whole bytes: without these there is no need to look for the value.
+    pic = _PIC_LEVEL in data and _integer_flags(module).get(_PIC_LEVEL, 0) > 0
+    return ModuleFlags(properties.target_triple, properties.summary, pic)
 
 
 def _integer_flags(module: Module) -> dict[bytes, int]:
