@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from klto.objects.bitcode import Bitcode, Module
+from klto.objects.bitcode import Bitcode
+from klto.objects.bitcode_module import Module
 from klto.objects.bitstream import Abbrev, Bitstream, Block, Record
 from klto.objects.errors import MalformedObject
 
