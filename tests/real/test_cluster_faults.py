@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,10 @@ def _end(host: Host) -> None:
         host.signal(signal.SIGKILL)
         host.process.wait()
         host.process = None
+        for left in host.folder.glob(
+            "klto-work-*"
+        ):  # Of jobs that died with it: the next worker is not busy yet.
+            shutil.rmtree(left)
     run("ip", "link", "set", f"{host.name}-h", "up")
 
 
