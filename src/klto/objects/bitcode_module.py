@@ -83,12 +83,12 @@ class Module:
 
     @property
     def stream(self) -> Bitstream:
-        """The bits that it lies in."""
+        """The bits it is in, for readers of blocks that this class leaves alone."""
         return self._stream
 
     @property
     def block(self) -> Block:
-        """Its block."""
+        """Its own block."""
         return self._block
 
     @cached_property
