@@ -58,6 +58,30 @@ class Expected(_Event, frozen=True, tag="expected"):
     source: str
 
 
+class ClusterUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a link on a cluster used and met; the fields are explained in klto.cluster.use."""
+
+    address: str = ""
+    workers: int = 0
+    modules: int = 0
+    cached: int = 0
+    remote: int = 0
+    local: int = 0
+    lost: int = 0
+    again: int = 0
+    refused: int = 0
+    bytes_sent: int = 0
+    bytes_sent_raw: int = 0
+    bytes_received: int = 0
+    bytes_received_raw: int = 0
+    thin_link_seconds: float = 0.0
+    prepare_seconds: float = 0.0
+    backend_seconds: float = 0.0
+    backend_cpu_seconds: float = 0.0
+    final_link_seconds: float = 0.0
+    faults: list[str] = []
+
+
 class LinkStarted(_Event, frozen=True, tag="link-started"):
     """An LTO link began (written by klto.link.run)."""
 
@@ -103,6 +127,8 @@ class LinkFinished(_Event, frozen=True, tag="link-finished"):
     stopped_by: int | None = None
     #: Modules whose code was generated, the others came from the cache; None without the cache.
     generated: int | None = None
+    #: None: in process.
+    cluster: ClusterUse | None = None
     #: Why klto ended it itself: memory, timeout, or empty.
     cause: str = ""
     #: Whether another attempt follows.

@@ -17,6 +17,7 @@ import msgspec
 
 from klto.errors import UsageError
 from klto.events import (
+    ClusterUse,
     Event,
     GuiltyModule,
     LinkBlamed,
@@ -136,6 +137,8 @@ class Link(_Value, frozen=True):
     cpu_seconds: float | None = None
     peak_bytes: int | None = None
     generated: int | None = None
+    #: What a link on a cluster used and met; None for a link in process.
+    cluster: ClusterUse | None = None
     modules: list[LinkedModule] = []
     full: bool = False
     memory_budget: int | None = None
@@ -459,6 +462,7 @@ class RecordKeeper:
             peak_bytes=event.peak_bytes,
             generated=event.generated,
             modules=event.modules,
+            cluster=event.cluster,
         )
 
     def _change_link(self, output: str, **fields: object) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from klto import machine
 from klto.build.overrides import NoLto, parse_no_lto
+from klto.cluster.address import check_cluster
 from klto.errors import UsageError
 from klto.files import user_cache_dir
 from klto.kernel.hostdeps import check_host
@@ -45,6 +46,7 @@ class BuildRequest:
     jobs: int | None = None
     cache_dir: Path | None = None
     no_cache: bool = False
+    cluster: str | None = None
     fail_on: str = "error"
     rejoin: tuple[str, ...] = ()
     no_lto: tuple[str, ...] = ()
@@ -111,6 +113,8 @@ def make_plan(request: BuildRequest) -> Plan:
     if request.jobs is not None and request.jobs < 1:
         raise UsageError(f"-j {request.jobs}: at least one job is needed")
     _check_variables(request.make_variables)
+    if request.cluster is not None:
+        check_cluster(request.cluster)
     tree = KernelTree.open(request.tree, request.arch)
     wanted = parse_requests(list(request.fragments))
     base = _base(request.base)

@@ -45,7 +45,7 @@ from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
-from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
+from klto.link.run import ENV_CLUSTER, ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote, run
 from klto.record import (
@@ -310,6 +310,7 @@ class _Run:
                 **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_CLUSTER: self._cluster(stack),
                 ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
                 ENV_MEMORY: str(plan.request.memory or ""),
                 ENV_MEASURED: str(measured_file()),
@@ -332,6 +333,15 @@ class _Run:
         if result.returncode == 0 and _is_whole(plan.request.targets):
             self._learn(learnt, result)
         return result
+
+    def _cluster(self, stack: ExitStack) -> str:
+        """The cluster for the links of this build, started if it is one of this machine's; empty for none."""
+        if self.plan.request.cluster is None:
+            return ""
+        from klto.cluster.address import parse_address
+        from klto.cluster.local_cluster import started_address
+
+        return stack.enter_context(started_address(parse_address(self.plan.request.cluster))).text
 
     def _shims(self) -> Shims:
         toolchain = self.plan.kbuild.toolchain

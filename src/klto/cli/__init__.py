@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("history", "list and plot sizes, link times and memory over a tree's builds"),
     "cache": ("cache", "look after the link cache"),
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
+    "cluster": ("cluster", "certificates, scheduler, workers and state of a cluster for LTO links"),
+    "dtlto-distributor": ("dtlto_distributor", "run the backends of ld.lld's own distributed ThinLTO"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "check": ("check", "find in objects what LTO breaks"),
     "rules": ("rules", "list what the checks look for, or explain one"),

@@ -43,6 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="run the LTO link's backends there: tls://HOST:PORT, or local:N"
+    )
+    parser.add_argument(
         "--fail-on",
         choices=("error", "warning", "never"),
         default="error",
@@ -108,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        cluster=args.cluster,
         fail_on=args.fail_on,
         rejoin=tuple(os.path.normpath(path) for path in args.rejoin),
         no_lto=tuple(args.no_lto),

@@ -69,6 +69,11 @@ _WITH_VALUE = frozenset(
 )
 
 
+def takes_value(word: str) -> bool:
+    """Whether the argument after this one is its value."""
+    return word in _WITH_VALUE
+
+
 class LinkRequest:
     """One linker command line. A value; do not assign.
 

@@ -42,6 +42,14 @@ ENV_KEEP_NAMES = "KLTO_KEEP_NAMES"
 KEEP_NAMES_OPTIONS = ("-mllvm", "-always-rename-promoted-locals=false")
 
 
+#: The environment variable that names a cluster for backends (klto.cluster.address); empty or absent: none.
+ENV_CLUSTER = "KLTO_CLUSTER"
+
+#: Modules of a link that is worth the seconds it takes to reach a cluster. Smaller kernel modules' links are done
+#: here, beside each other, under make's own -j.
+LEAST_FOR_CLUSTER = 16
+
+
 class Link:
     """A link to be done: the linker, its arguments, what they mean, and what klto may use for it."""
 
@@ -78,6 +86,12 @@ def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: In
             return 1
         patience = min(inputs.bitcode_bytes * _PATIENCE_PER_BYTE, _MOST_PATIENCE)
         link.jobs = 1 + tokens.acquire(wanted - 1, patience)
+        if os.environ.get(ENV_CLUSTER) and inputs.bitcode >= LEAST_FOR_CLUSTER:
+            from klto.link.elsewhere import run_on_cluster  # Late: few links go to a cluster.
+
+            returncode = run_on_cluster(link)
+            if returncode is not None:
+                return returncode
         if link.root:
             returncode = _run_cached(link)
             if returncode is not None:

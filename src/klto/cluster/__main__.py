@@ -1,0 +1,69 @@
+"""One link on a cluster, for the linker shim: ``python3 -P __main__.py USE JOBS LINKER ARGS...``.
+
+USE is a file that gets what the link used and met, as JSON; JOBS is how many backends may run on this machine when
+there are no workers. Ends with ``NOT_DISTRIBUTED`` when only the linker itself can do this link.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import msgspec
+
+from klto.cli import show_error
+from klto.cluster.entry import cluster_link
+from klto.cluster.use import Use
+from klto.errors import InterruptedRun, KltoError
+from klto.kernel.jobserver import ENV_JOBS
+from klto.link.cached import ENV_CACHE
+from klto.link.elsewhere import NOT_DISTRIBUTED
+from klto.link.request import parse_request
+from klto.link.run import ENV_CLUSTER
+from klto.process import CommandFailed
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def _on_term(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str]) -> int:
+    """Link; the exit status for make."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_term)
+    account, jobs, linker, *arguments = argv
+    os.environ[ENV_JOBS] = jobs
+    use = Use()
+    try:
+        finished = cluster_link(
+            os.environ[ENV_CLUSTER],
+            linker,
+            arguments,
+            parse_request(arguments),
+            os.environ.get(ENV_CACHE),
+            use,
+        )
+        return NOT_DISTRIBUTED if finished is None else finished.returncode
+    except CommandFailed as error:
+        # The thin link: the linker's own words.
+        sys.stderr.write(error.finished.stderr)
+        return error.finished.returncode
+    except KltoError as error:
+        show_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return InterruptedRun.exit_status
+    finally:
+        Path(account).write_bytes(msgspec.json.encode(use))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""klto as the distributor of LLVM 22's own distributed ThinLTO: an ordinary program, and a part of the kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from klto.objects.kind import kind_of
+from tests.conftest import missing
+from tests.real.conftest import Kernel
+
+pytestmark = pytest.mark.real
+
+_FILES = 200
+
+
+@pytest.fixture(scope="module")
+def llvm_22() -> Path:
+    folder = Path("/usr/lib/llvm-22/bin")
+    if not (folder / "ld.lld").exists() or not (folder / "clang").exists():
+        missing("LLVM 22 (clang-22, lld-22)")
+    return folder
+
+
+def _link(folder: Path, llvm: Path, output: Path, inputs: list[str], *klto: str) -> str:
+    """Link with -r through klto; what klto says."""
+    done = subprocess.run(
+        [llvm / "ld.lld", "-r", "-o", output, *inputs, f"--thinlto-distributor={Path(sys.executable).parent / 'klto'}",
+         *(f"--thinlto-distributor-arg={word}" for word in ("dtlto-distributor", "-v", *klto)),
+         f"--thinlto-remote-compiler={llvm / 'clang'}"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_program_of_200_files(llvm_22: Path, tmp_path: Path) -> None:
+    names = []
+    for number in range(_FILES):
+        follower = (number + 1) % _FILES
+        (tmp_path / f"f{number}.c").write_text(
+            f"int g{number}; int f{follower}(int);\n"
+            f"static int h(int x) {{ return x * {number} + g{number}; }}\n"
+            f"int f{number}(int x) {{ return x <= 0 ? h(x) : h(x) + f{follower}(x - 1); }}\n"
+        )
+        names.append(f"f{number}")
+    sources = [f"{name}.c" for name in names]
+    subprocess.run([llvm_22 / "clang", "-O2", "-flto=thin", "-c", *sources], cwd=tmp_path, check=True)
+    inputs = [f"{name}.o" for name in names]
+    subprocess.run([llvm_22 / "ld.lld", "-r", "-o", "expected", *inputs], cwd=tmp_path, check=True)
+    cache = f"--cache-dir={tmp_path / 'cache'}"
+    assert f"{_FILES} modules: 0 from the cache" in _link(tmp_path, llvm_22, tmp_path / "out", inputs, cache)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert f"{_FILES} from the cache" in _link(tmp_path, llvm_22, tmp_path / "out", inputs, cache)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_part_of_the_kernel_on_workers(x86_64_6_12: Kernel, llvm_22: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "build"  # The linker writes next to its inputs.
+    modules = []
+    for path in sorted(x86_64_6_12.build_dir.glob("kernel/time/*.o")):
+        if kind_of(path) == "bitcode" and len(path.suffixes) == 1:
+            copy = folder / path.name
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+            modules.append(path.name)
+    assert len(modules) > 10
+    subprocess.run([llvm_22 / "ld.lld", "-r", "-o", "expected", *modules], cwd=folder, check=True)
+    os.environ.pop("KLTO_CLUSTER_CERTS", None)
+    said = _link(folder, llvm_22, tmp_path / "out", modules, "--no-cache", "--cluster=local:2")
+    assert f"{len(modules)} on workers" in said
+    assert (tmp_path / "out").read_bytes() == (folder / "expected").read_bytes()
