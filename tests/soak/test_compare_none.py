@@ -9,9 +9,6 @@ import sys
 from pathlib import Path
 
 from tests.real.conftest import ROOT, Kernel, run_klto
-from tests.real.conftest import linux_6_12 as linux_6_12
-from tests.real.conftest import x86_64_6_12 as x86_64_6_12
-from tests.real.conftest import x86_64_6_12_full as x86_64_6_12_full
 
 
 def test_none_thin_and_full(linux_6_12: Path, x86_64_6_12: Kernel, x86_64_6_12_full: Kernel) -> None:

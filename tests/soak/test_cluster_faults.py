@@ -19,8 +19,8 @@ from klto.cluster.certs import make_certificates
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.objects.kind import kind_of
 from tests.conftest import missing
-from tests.real.cluster_hosts import Cluster, Host, cluster_of, namespaces_missing, run, until
 from tests.real.conftest import Kernel
+from tests.soak.cluster_hosts import Cluster, Host, cluster_of, namespaces_missing, run, until
 
 pytestmark = pytest.mark.real
 
