@@ -1,0 +1,155 @@
+"""A log as windows of bytes that can be searched: any size, any bytes, in bounded memory.
+
+Escape sequences are gone, carriage returns that redraw a line (progress displays) divide it; a line keeps the
+number that an editor would give it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+#: Bytes read at once.
+CHUNK = 1 << 20
+#: Bytes of a window before and after the part that is searched: context of a hit, and room for a whole literal.
+CONTEXT = 1 << 13
+#: Bytes of a line kept before and after a hit. Lines are short, except linker command lines and binary rubbish.
+CLIP_BEFORE, CLIP_AFTER = 600, 1000
+
+#: Stands for a carriage return that redraws its line.
+REDRAWN = b"\x0b"
+#: Zeros after a window's bytes, so that eight can be read at any of its positions.
+PADDING = bytes(8)
+
+#: ECMA-48: control sequences (5.4), and strings such as a terminal's title (5.6), bounded.
+_ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)|[ -/]?[0-Z\\^-~])")
+_LONGEST_ESCAPE = 256
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ufffe\uffff]+")
+#: GCC and coreutils quote with these in a UTF-8 locale.
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "`": "'", "\u00a0": " "})
+
+
+class Readable(Protocol):
+    """A binary stream."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, none at its end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a log.
+
+    :ivar data: the bytes, then :data:`PADDING`.
+    :ivar begin: where the part begins that belongs to this window and no other; what is before it is context.
+    :ivar end: where that part ends.
+    :ivar size: bytes of ``data`` without the padding.
+    :ivar line: number of the line at ``begin``.
+    """
+
+    data: bytes
+    begin: int
+    end: int
+    size: int
+    line: int
+
+    def line_bounds(self, at: int) -> tuple[int, int]:
+        """Where the line around a position begins and ends, clipped when it is long."""
+        low = max(0, at - CLIP_BEFORE)
+        begin = max(self.data.rfind(b"\n", low, at), self.data.rfind(REDRAWN, low, at))
+        high = min(self.size, at + CLIP_AFTER)
+        ends = [end for mark in (b"\n", REDRAWN) if (end := self.data.find(mark, at, high)) >= 0]
+        return (begin + 1 if begin >= 0 else low), min(ends, default=high)
+
+    def text(self, begin: int, end: int) -> str:
+        """A stretch as text: bad bytes replaced, control characters gone, plain quotes."""
+        return clean_text(self.data[begin:end])
+
+    def neighbours(self, begin: int, end: int, before: int, after: int) -> tuple[list[str], list[str]]:
+        """Up to so many lines before and after the line ``begin:end``, as far as this window has them."""
+        above: list[str] = []
+        while len(above) < before and begin > 0:
+            start, stop = self.line_bounds(begin - 1)
+            above.append(self.text(start, stop))
+            begin = start
+        below: list[str] = []
+        while len(below) < after and end < self.size - 1:
+            start, stop = self.line_bounds(end + 1)
+            below.append(self.text(start, stop))
+            end = max(stop, end + 1)
+        return above[::-1], below
+
+
+def clean_text(data: bytes) -> str:
+    """Bytes of a line as text to match and to show."""
+    text = data.decode("utf-8", "replace").translate(_QUOTES)
+    return _CONTROLS.sub(" ", text).rstrip() if not text.isprintable() else text.rstrip()
+
+
+def without_controls(data: bytes) -> bytes:
+    """Bytes without escape sequences, line ends made line feeds."""
+    if b"\x1b" in data:
+        data = _ESCAPES.sub(b"", data)
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", REDRAWN)
+    return data
+
+
+def windows(stream: Readable) -> Iterator[Window]:
+    """The log in windows, from beginning to end."""
+    held, before, pending, line = b"", b"", b"", 1
+    while True:
+        raw = stream.read(CHUNK)
+        fresh = held + raw
+        held = b""
+        if raw:
+            fresh, held = _whole_escapes(fresh)
+        pending += without_controls(fresh)
+        if raw and len(pending) < 2 * CONTEXT:
+            continue
+        size = len(pending)
+        limit = size - CONTEXT if raw else size
+        cut = pending.rfind(b"\n", 0, limit) + 1 if raw else size
+        cut = cut or limit
+        data = before + pending + PADDING
+        window = Window(data, len(before), len(before) + cut, len(before) + size, line)
+        yield window
+        line += pending.count(b"\n", 0, cut)
+        if not raw:
+            return
+        before = data[max(0, window.end - CONTEXT) : window.end]
+        pending = pending[cut:]
+
+
+def _whole_escapes(data: bytes) -> tuple[bytes, bytes]:
+    """What can be cleaned now, and a torn line end or escape sequence at the end that has to wait."""
+    at = data.rfind(b"\x1b", max(0, len(data) - _LONGEST_ESCAPE))
+    if at >= 0 and not _ESCAPES.match(data, at):
+        return data[:at], data[at:]
+    if data.endswith(b"\r"):
+        return data[:-1], data[-1:]
+    return data, b""
+
+
+class LineStream:
+    """Lines, text or bytes, with or without line ends, as a stream."""
+
+    def __init__(self, lines: Iterable[str | bytes]) -> None:
+        self._lines = iter(lines)
+
+    def read(self, size: int, /) -> bytes:
+        """At least ``size`` bytes, fewer at the end."""
+        parts: list[bytes] = []
+        got = 0
+        for line in self._lines:
+            data = line if isinstance(line, bytes) else line.encode("utf-8", "replace")
+            if not data.endswith(b"\n"):
+                data += b"\n"
+            parts.append(data)
+            got += len(data)
+            if got >= size:
+                break
+        return b"".join(parts)
