@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build", "configure, build and verify a kernel with LTO"),
     "cache": ("cache", "look after the link cache"),
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
+    "minimize": ("minimize", "shrink a failure: to the options, objects or linker options that matter"),
+    "hunt": ("hunt", "build random configurations, and keep what failed: explained and minimised"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),

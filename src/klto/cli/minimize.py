@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
 
 if TYPE_CHECKING:
-    from klto.kernel.toolchain import Toolchain
-    from klto.kernel.tree import KernelTree
-    from klto.search.engine import Progress
-    from klto.search.minimise_options import OptionsResult
-    from klto.search.oracles import Builder
+    from klto.search.choose import OracleRequest
+    from klto.search.engine import Oracle, Progress
+    from klto.search.minimise_options import OptionsQuestion, OptionsResult
+    from klto.search.options import OptionsOutcome
     from klto.search.runner import Runner
 
 _EPILOG = """\
@@ -44,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_tree_options(parser)
     parser.add_argument("--bad", type=Path, metavar="FILE", help="options: fails (default: -b's .config)")
     parser.add_argument(
-        "--good", default="allnoconfig", metavar="BASE", help="options: a .config, defconfig or allnoconfig (default)"
+        "--good",
+        default="allnoconfig",
+        metavar="BASE",
+        help="options: a .config, defconfig or allnoconfig (default)",
     )
     parser.add_argument(
         "-K", dest="fragments", metavar="FRAGMENT", action="append", default=[],
@@ -65,14 +67,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     oracle.add_argument("--boot-fails", action="store_true", help="it does not boot, or a proof fails")
     oracle.add_argument("--check", metavar="RULE", help="klto check finds this")
     oracle.add_argument(
-        "--run", nargs=argparse.REMAINDER, metavar="COMMAND", help="a command's exit status (must come last)"
+        "--run",
+        dest="oracle_command",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="a command's exit status (must come last)",
     )
-    parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the command or boot may take")
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds that the command or boot may take"
+    )
     parser.add_argument(
         "--target", dest="targets", metavar="TARGET", action="append", default=[],
         help="what to build (default: what the oracle needs); repeatable",
     )  # fmt: skip
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="oracle calls at once (default 1)")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="oracle calls at once (default 1)"
+    )
     parser.add_argument("--calls", type=int, metavar="N", help="stop after N oracle calls")
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="where verdicts are kept (default: in the user's cache)"
@@ -86,12 +96,12 @@ def run(args: argparse.Namespace) -> int:
     from klto.errors import UsageError
     from klto.process import become_subreaper
 
-    chosen = [args.run, args.build_fails_like, args.boot_fails or None, args.check]
+    chosen = [args.oracle_command, args.build_fails_like, args.boot_fails or None, args.check]
     if sum(word is not None for word in chosen) != 1:
         raise UsageError(
             "name one oracle", "--run COMMAND..., --build-fails-like LOG, --boot-fails or --check RULE"
         )
-    if args.run == []:
+    if args.oracle_command == []:
         raise UsageError("--run needs a command", "--run ./test.sh, as the last option")
     for option, number in (("--at-once", args.at_once), ("--calls", args.calls), ("-j", args.jobs)):
         if number is not None and number < 1:
@@ -104,10 +114,21 @@ def run(args: argparse.Namespace) -> int:
     return minimize_link.run(args)
 
 
-def command_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """The oracle's command, its program named so that it is found from any folder."""
-    first, *rest = args.run
-    return (os.path.abspath(first) if "/" in first else first, *rest)
+def oracle_request(args: argparse.Namespace) -> OracleRequest:
+    """The oracle that was asked for; a command's program is named so that it is found from any folder."""
+    from klto.search.choose import OracleRequest
+
+    first, *rest = args.oracle_command or [""]
+    command = (os.path.abspath(first) if "/" in first else first, *rest) if args.oracle_command else None
+    return OracleRequest(
+        run=command,
+        build_fails_like=args.build_fails_like,
+        boot_fails=args.boot_fails,
+        rule=args.check,
+        targets=tuple(args.targets),
+        jobs=args.jobs,
+        timeout=args.timeout,
+    )
 
 
 def at_once(args: argparse.Namespace) -> int:
@@ -115,10 +136,6 @@ def at_once(args: argparse.Namespace) -> int:
     from klto.machine import default_jobs
 
     return min(int(args.at_once), default_jobs())
-
-
-def show_progress(args: argparse.Namespace) -> Progress:
-    """Prints each verdict on stderr."""
 
 
 class Watcher:
@@ -136,7 +153,8 @@ class Watcher:
         best = f"; best so far {progress.best}" if progress.best is not None else ""
         took = f", {judged.seconds:.1f} s" if progress.fresh else ""
         print(
-            f"{how:>9}  {judged.label}: {judged.verdict.value} ({judged.evidence}{took}){best}", file=sys.stderr
+            f"{how:>9}  {judged.label}: {judged.verdict.value} ({judged.evidence}{took}){best}",
+            file=sys.stderr,
         )
 
     def note(self, text: str) -> None:
@@ -164,21 +182,77 @@ def _options(args: argparse.Namespace) -> int:
         raise UsageError(f"--good {good}: no such file", "give a .config file, defconfig or allnoconfig")
     toolchain = find_toolchain(tree, where, args.toolchain)
     held = parse_requests(list(args.fragments))
-    oracle_id = (args.run, args.boot_fails, args.check, args.build_fails_like, args.timeout, args.targets)
+    request = oracle_request(args)
+    if request.build_fails_like is not None and not request.build_fails_like.is_file():
+        raise UsageError(f"--build-fails-like {request.build_fails_like}: no such file")
     state = args.state or user_cache_dir() / "minimize" / question_id(
-        "options", tree.id, tree.arch, toolchain.clang_text, good, bad, [r.line() for r in held], *oracle_id
+        "options",
+        tree.id,
+        tree.arch,
+        toolchain.clang_text,
+        good,
+        bad,
+        *(r.line() for r in held),
+        *request.identity,
     )
     question = OptionsQuestion(tree, toolchain, good, bad, held, state.absolute())
-    runner = Runner()
-    watcher = Watcher(args.quiet)
+    runner, watcher = Runner(), Watcher(args.quiet)
     result = minimise_options(
         question,
-        _oracle(args, tree, toolchain, question.state, runner, watcher),
+        _oracle_of_options(request, question, runner, watcher),
         watcher,
         note=watcher.note,
         stop=runner.stop,
-        at_once=at_once(args),
+        at_once=at_once(args) if request.run else 1,
         limit=args.calls,
     )
     _print_options(args, question, result)
     return 0
+
+
+def _oracle_of_options(
+    request: OracleRequest, question: OptionsQuestion, runner: Runner, watcher: Watcher
+) -> Oracle[OptionsOutcome]:
+    from klto.search.choose import builder_of, building_judge, command_of
+    from klto.search.oracles import ConfigCommand, OfOptions, Places
+
+    if request.run:
+        return ConfigCommand(command_of(request, runner), Places(question.state / "work"))
+    builder = builder_of(request, question.tree, question.toolchain, runner, question.state / "build")
+    judge, words = building_judge(request, builder)
+    watcher.note(f"the oracle {words}")
+    return OfOptions(judge)
+
+
+def _print_options(args: argparse.Namespace, question: OptionsQuestion, result: OptionsResult) -> None:
+    again = f"klto build -C {question.tree.path} -k {question.best_config} --lto keep -b DIR"
+    if args.json:
+        import json
+
+        told = {
+            "schema": "klto/minimize/1",
+            "what": "options",
+            "options": [
+                {"name": c.name, "bad": c.bad, "good": c.good, "needed_by": result.needed_by.get(c.name, [])}
+                for c in result.changes
+            ],
+            "of": result.of,
+            "calls": result.calls,
+            "remembered": result.remembered,
+            "fragment": str(question.best_fragment),
+            "config": str(question.best_config),
+            "again": again,
+        }
+        print(json.dumps(told, indent=2))
+        return
+    print(f"{len(result.changes)} of {result.of} options matter ({_calls(result.calls, result.remembered)}):")
+    for change in result.changes:
+        needed = result.needed_by.get(change.name)
+        why = f"   kconfig needs it for {', '.join(needed)}" if needed else ""
+        print(f"  CONFIG_{change.name}={change.bad}   good: {change.good}{why}")
+    print(f"fragment  {question.best_fragment}\n.config   {question.best_config}\nagain     {again}")
+
+
+def _calls(calls: int, remembered: int) -> str:
+    known = f", {remembered} known from before" if remembered else ""
+    return f"{calls} oracle calls{known}"

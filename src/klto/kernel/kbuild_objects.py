@@ -133,7 +133,9 @@ class _Probe:
         objects: set[str] = set()
         folders: list[str] = []
         for line in re.findall(r"(?m)^klto: (.+)$", said):
-            first, *parts = (os.path.normpath(os.path.join(folder, w)) + "/" * w.endswith("/") for w in line.split())
+            first, *parts = (
+                os.path.normpath(os.path.join(folder, w)) + "/" * w.endswith("/") for w in line.split()
+            )
             if first.endswith("/"):
                 folders.append(first.rstrip("/"))
             objects |= {part for part in (parts or [first]) if part.endswith(".o")}

@@ -32,6 +32,28 @@ class Settler:
         self._folder = folder
         self._lock = threading.Lock()
 
+    def prompts(self) -> dict[str, tuple[str, ...]]:
+        """Every symbol that somebody can set, with the other members of its choice, if it is in one.
+
+        :raises KltoError: the program ended.
+        """
+        choices: dict[str, list[str]] = {}
+        found: dict[str, str] = {}
+        with self._lock:
+            self._questions.write(b"?\n")
+            self._questions.flush()
+            while (line := self._answers.readline()) != b"ok\n":
+                if not line:
+                    raise self._ended()
+                name, choice = line.decode().split()
+                if name not in found:
+                    found[name] = choice
+                    choices.setdefault(choice, []).append(name)
+        return {
+            name: tuple(other for other in choices[choice] if other != name) if choice != "0" else ()
+            for name, choice in found.items()
+        }
+
     def settle(self, config: bytes) -> bytes:
         """The configuration file that kconfig makes of ``config``.
 
@@ -48,9 +70,12 @@ class Settler:
             except BrokenPipeError:
                 answer = b""
             if answer != b"ok\n":
-                said = self._log.read_text("utf-8", "replace").splitlines()
-                raise KltoError("the tree's kconfig failed on a configuration", details=tuple(said[-10:]))
+                raise self._ended()
             return result.read_bytes()
+
+    def _ended(self) -> KltoError:
+        said = self._log.read_text("utf-8", "replace").splitlines()
+        return KltoError("the tree's kconfig failed on a configuration", details=tuple(said[-10:]))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from klto.errors import KltoError
-from klto.search.minimise import minimise
+from klto.search.minimise import Candidate, minimise
 from klto.search.verdicts import Judged, Memory, Verdict
 
 
@@ -40,6 +40,12 @@ class Space(Protocol[O_co]):
 
     def become(self, chosen: frozenset[int]) -> O_co:
         """What a subset becomes."""
+
+    def loses(self, chosen: frozenset[int], kept: frozenset[int], known: frozenset[int]) -> bool:
+        """Whether an item of ``kept``, which is needed, has no effect in ``chosen`` though it has in ``known``.
+
+        Such a candidate is no other than one without that item: the oracle is spared.
+        """
 
 
 class Oracle(Protocol[O_contra]):
@@ -86,6 +92,8 @@ class Search(Generic[O]):
     #: Oracle calls made in this run, and verdicts that were there from earlier ones.
     calls: int = 0
     remembered: int = 0
+    #: Candidates that needed no oracle: see :meth:`Space.loses`.
+    spared: int = 0
     best: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
@@ -101,10 +109,16 @@ class Search(Generic[O]):
         try:
             asked = next(questions)
             while True:
-                asked = questions.send([j.verdict is self.wanted for j in self._judge_all(asked)])
+                asked = questions.send(self._has(asked))
         except StopIteration as stop:
             result: frozenset[int] = stop.value
             return result
+
+    def _has(self, asked: Sequence[Candidate]) -> list[bool]:
+        viable = [not self.space.loses(c.chosen, c.kept, c.known) for c in asked]
+        self.spared += viable.count(False)
+        judged = iter(self._judge_all([c.chosen for c, good in zip(asked, viable, strict=True) if good]))
+        return [good and next(judged).verdict is self.wanted for good in viable]
 
     def _judge_all(self, candidates: Sequence[frozenset[int]]) -> list[Judged]:
         outcomes = [self.space.become(chosen) for chosen in candidates]

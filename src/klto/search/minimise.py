@@ -11,9 +11,24 @@ Items should be in an order in which what they depend on comes first.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subset to try.
+
+    :ivar kept: the items in it that are known to be needed.
+    :ivar known: a larger subset that has the property.
+    """
+
+    chosen: frozenset[int]
+    kept: frozenset[int]
+    known: frozenset[int]
+
 
 #: Subsets to try, none depending on another's verdict, and for each whether it has the property sought.
-Questions = Generator[list[frozenset[int]], list[bool], frozenset[int]]
+Questions = Generator[list[Candidate], list[bool], frozenset[int]]
 
 
 def minimise(count: int, at_once: int = 1) -> Questions:
@@ -38,7 +53,7 @@ def minimise(count: int, at_once: int = 1) -> Questions:
 
 def _shortest_prefix(
     kept: Sequence[int], length: int, at_once: int
-) -> Generator[list[frozenset[int]], list[bool], int]:
+) -> Generator[list[Candidate], list[bool], int]:
     """The least ``n`` for which ``kept`` and the first ``n`` items have the property, as they do with
     ``length``; where larger sets may lose it, some ``n`` that has it while ``n - 1`` has not."""
     low, high = -1, length  # Not with low (-1: not even asked), but with high.
@@ -48,7 +63,8 @@ def _shortest_prefix(
         begin = max(low, 0)
         points |= {begin + (high - begin) * n // (room + 1) for n in range(1, room + 1)}
         asked = sorted(n for n in points if low < n < high)
-        has = yield [frozenset([*kept, *range(n)]) for n in asked]
+        known = frozenset([*kept, *range(high)])
+        has = yield [Candidate(frozenset([*kept, *range(n)]), frozenset(kept), known) for n in asked]
         for n, answer in zip(asked, has, strict=True):
             if answer:
                 high = n
@@ -57,16 +73,15 @@ def _shortest_prefix(
     return high
 
 
-def _without_needless(
-    kept: list[int], at_once: int
-) -> Generator[list[frozenset[int]], list[bool], frozenset[int]]:
+def _without_needless(kept: list[int], at_once: int) -> Questions:
     """Leave out each item in turn until none can be missed."""
     needed: set[int] = set()
     while True:
         open_items = [item for item in kept if item not in needed][: max(1, at_once)]
         if not open_items:
             return frozenset(kept)
-        has = yield [frozenset(kept) - {item} for item in open_items]
+        all_kept = frozenset(kept)
+        has = yield [Candidate(all_kept - {item}, all_kept - {item}, all_kept) for item in open_items]
         for item, answer in zip(open_items, has, strict=True):
             if answer:
                 # The others' verdicts were about a set that has this item: they are asked again.

@@ -12,7 +12,6 @@ from pathlib import Path
 from klto.errors import UsageError
 from klto.files import make_directory, write_whole
 from klto.kernel.kconfig import implied_requests
-from klto.kernel.kconfig_ask import asking
 from klto.kernel.kconfig_make import Kconfig
 from klto.kernel.kconfig_requests import Requests, check_config
 from klto.kernel.kconfig_settle import Settler, settling
@@ -68,7 +67,10 @@ class OptionsResult:
 
 def question_id(*parts: object) -> str:
     """A name for a question, the same when the same is asked again. Paths count by what is in them."""
-    told = [hashlib.sha256(p.read_bytes()).hexdigest() if isinstance(p, Path) else str(p) for p in parts]
+    told = [
+        hashlib.sha256(part.read_bytes()).hexdigest() if isinstance(part, Path) else str(part)
+        for part in parts
+    ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -137,11 +139,9 @@ def _space(question: OptionsQuestion) -> Iterator[OptionsSpace]:
     bad = check_config(question.bad)
     with ExitStack() as stack:
         good = _good(question, kconfig)
-        kconfig.result.write_bytes(bad)
-        answers = stack.enter_context(asking(kconfig, kconfig.result))
         settler = stack.enter_context(settling(kconfig))
         good, bad = (_held(settler, config, question.held) for config in (good, bad))
-        changes = changes_between(good, bad, answers, question.held)
+        changes = changes_between(good, bad, settler.prompts(), question.held)
         if not changes:
             raise UsageError(f"{question.bad} and {question.good} do not differ in options that can be set")
         yield OptionsSpace(good, changes, question.held, settler)

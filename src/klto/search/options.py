@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from klto.kernel.kconfig_ask import Answers
 from klto.kernel.kconfig_requests import Requests
 from klto.kernel.kconfig_settle import Settler
 from klto.search.engine import Outcome
@@ -58,9 +57,12 @@ def outcome_key(config: bytes) -> str:
     return hashlib.sha256("\n".join(on).encode()).hexdigest()
 
 
-def changes_between(good: bytes, bad: bytes, answers: Answers, held: Requests) -> list[Change]:
+def changes_between(
+    good: bytes, bad: bytes, prompts: Mapping[str, tuple[str, ...]], held: Requests
+) -> list[Change]:
     """The options that differ and that somebody can set, in the order of the bad file, then the good one's.
 
+    :param prompts: the options that can be set, with the other members of their choices.
     :param held: options that every candidate has as they are asked for here: they are no items.
     """
     before, after = values_of(good), values_of(bad)
@@ -68,15 +70,12 @@ def changes_between(good: bytes, bad: bytes, answers: Answers, held: Requests) -
     found = []
     for name in dict.fromkeys((*after, *before)):
         was, now = before.get(name, "n"), after.get(name, "n")
-        if was == now or name in fixed:
+        if was == now or name in fixed or name not in prompts:
             continue
-        symbol = answers.symbol(name)
-        if not symbol.known or not symbol.prompts:
-            continue
-        members = [member.name for member in symbol.choice.members] if symbol.choice else []
-        if members and (now != "y" or fixed.intersection(members)):
+        rivals = prompts[name]
+        if rivals and (now != "y" or fixed.intersection(rivals)):
             continue  # The member that is on in its place is the item.
-        found.append(Change(name, was, now, tuple(m for m in members if m != name)))
+        found.append(Change(name, was, now, rivals))
     return found
 
 
@@ -110,9 +109,8 @@ class OptionsSpace:
     def _asked(self, chosen: frozenset[int]) -> bytes:
         values = dict(self._good)
         for number, change in enumerate(self.changes):
-            if number not in chosen:
-                if change.name in values or change.bad in ("y", "m", "n"):
-                    values[change.name] = values.get(change.name, "n")
+            if number not in chosen and (change.name in values or change.bad in ("y", "m", "n")):
+                values[change.name] = values.get(change.name, "n")
         for number in chosen:
             change = self.changes[number]
             values[change.name] = change.bad
@@ -120,6 +118,12 @@ class OptionsSpace:
         for request in self._held:
             values[request.name] = request.value
         return "".join(_line(name, value) + "\n" for name, value in values.items()).encode()
+
+    def loses(self, chosen: frozenset[int], kept: frozenset[int], known: frozenset[int]) -> bool:
+        """Whether kconfig drops a needed change here that it let be in ``known``: its dependencies are missing."""
+        names = {self.changes[number].name for number in kept}
+        gone = {change.name for change in self.lost(chosen)} & names
+        return bool(gone) and not gone <= {change.name for change in self.lost(known)}
 
     def lost(self, chosen: frozenset[int]) -> list[Change]:
         """Which of the chosen changes kconfig did not let be."""
