@@ -125,19 +125,29 @@ class Builder:
         """make's own output."""
         return self.build_dir / ".klto" / "build.log"
 
-    def build(self, config: bytes | None, *more: str) -> Ran:
+    @property
+    def console(self) -> Path:
+        """What the kernel said when it was booted."""
+        return self.build_dir / ".klto" / "console.log"
+
+    @property
+    def own_log(self) -> Path:
+        """What klto itself said."""
+        return self.build_dir.parent / f"{self.build_dir.name}.klto.log"
+
+    def build(self, config: bytes | None, *more: str, timeout: float | None = None) -> Ran:
         """Build; ``config`` becomes the build dir's ``.config``, which keeps its time when it is the same."""
         place = make_directory(self.build_dir)
         if config is not None and (
             not (place / ".config").exists() or (place / ".config").read_bytes() != config
         ):
             write_whole(place / ".config", config)
-        return self.klto("build", *self.options, "--lto", "keep", "-q", *more, *self.targets)
+        return self.klto("build", *self.options, "--lto", "keep", "-q", *more, *self.targets, timeout=timeout)
 
-    def klto(self, command: str, *arguments: str) -> Ran:
+    def klto(self, command: str, *arguments: str, timeout: float | None = None) -> Ran:
         """Another command of klto on the build dir."""
         argv = [sys.executable, "-m", "klto", command, "-b", str(self.build_dir), *arguments]
-        ran = self.runner.run(argv, self.build_dir.parent / f"{self.build_dir.name}.klto.log")
+        ran = self.runner.run(argv, self.own_log, timeout=timeout)
         if ran.status in (130, -signal.SIGINT, -signal.SIGTERM):
             raise KeyboardInterrupt
         return ran
@@ -195,14 +205,27 @@ class BootFails:
         return verdict, self.builder.last_line(ran)
 
 
-class _Finding(msgspec.Struct):
+class CheckFinding(msgspec.Struct):
+    """A finding of ``klto check``, as far as it is needed here."""
+
     rule: str
     artifact: str | None = None
     symbol: str | None = None
 
 
 class _Findings(msgspec.Struct):
-    findings: list[_Finding] = []
+    findings: list[CheckFinding] = []
+
+
+def check_findings(builder: Builder) -> list[CheckFinding] | None:
+    """What ``klto check`` finds in the build dir; None when it cannot say."""
+    said = builder.klto("check", "--format", "json").output
+    try:
+        # What klto says on stderr may stand before it and after it.
+        parsed, _ = json.JSONDecoder().raw_decode(said, max(0, said.find("{")))
+        return msgspec.convert(parsed, _Findings).findings
+    except (json.JSONDecodeError, msgspec.ValidationError):
+        return None
 
 
 @dataclass
@@ -217,14 +240,10 @@ class CheckFinds:
         ran = self.builder.build(config)
         if ran.status not in (0, 3):
             return Verdict.UNRESOLVED, self.builder.last_line(ran)
-        ran = self.builder.klto("check", "--format", "json")
-        try:
-            # What klto says on stderr may stand before it and after it.
-            parsed, _ = json.JSONDecoder().raw_decode(ran.output, max(0, ran.output.find("{")))
-            found = msgspec.convert(parsed, _Findings)
-        except (json.JSONDecodeError, msgspec.ValidationError):
+        found = check_findings(self.builder)
+        if found is None:
             return Verdict.UNRESOLVED, self.builder.last_line(ran)
-        mine = [f for f in found.findings if f.rule == self.rule]
+        mine = [f for f in found if f.rule == self.rule]
         if not mine:
             return Verdict.PASSES, f"no {self.rule}"
         return Verdict.FAILS, f"{len(mine)} {self.rule}: {mine[0].artifact} {mine[0].symbol or ''}".strip()
