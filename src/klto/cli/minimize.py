@@ -62,6 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--flag", dest="flags", metavar="WORDS", action="append", default=[],
         help="flags: an option of the linker to try (default: a list of klto's); repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--confirm", action="store_true", help="objects: build once with --no-lto, in a copy, and judge that"
+    )
     oracle = parser.add_argument_group("oracle")
     oracle.add_argument("--build-fails-like", type=Path, metavar="LOG", help="it fails as this log tells")
     oracle.add_argument("--boot-fails", action="store_true", help="it does not boot, or a proof fails")
