@@ -27,7 +27,7 @@ The same command run again goes on where it was stopped; no verdict is asked for
   klto minimize options -C linux --bad bad.config --good good.config --build-fails-like build.log
   klto minimize options -C linux --bad .config --run sh -c '! grep -q CONFIG_KASAN=y "$KLTO_CONFIG"'
   klto minimize objects -b out --run ./check-vmlinux-o.sh
-  klto minimize flags -b out --flag "-mllvm -import-instr-limit=0" --run ./check-vmlinux-o.sh
+  klto minimize flags -b out --flag="-mllvm -import-instr-limit=0" --run ./check-vmlinux-o.sh
 """
 
 
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--flag", dest="flags", metavar="WORDS", action="append", default=[],
-        help="flags: an option of the linker to try (default: a list of klto's); repeatable",
+        help="flags: an option of the linker to try, as --flag=-OPTION (default: a list of klto's); repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--confirm", action="store_true", help="objects: build once with --no-lto, in a copy, and judge that"

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     request = oracle_request(args)
     flags = tuple(args.flags) or DEFAULT_FLAGS
     state = args.state or user_cache_dir() / "minimize" / question_id(
-        args.what, build_dir, build_dir / "vmlinux.o", toolchain.clang_text, link.words, request.identity,
+        args.what, str(build_dir), link.identity, toolchain.clang_text, *request.identity,
         *([args.find] if args.what == "objects" else flags),
     )  # fmt: skip
     state = state.absolute()

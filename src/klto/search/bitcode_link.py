@@ -14,7 +14,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from klto.errors import BuildError, UsageError
@@ -51,9 +51,13 @@ class VmlinuxLink:
     members: tuple[str, ...]
     bitcode: tuple[str, ...]
 
-    def with_words(self, words: Sequence[str]) -> VmlinuxLink:
-        """The same link with another command."""
-        return replace(self, words=tuple(words))
+    @property
+    def identity(self) -> str:
+        """Names what is linked: the command and the modules' bytes."""
+        digest = hashlib.sha256("\0".join((*self.words, *self.members)).encode())
+        for module in self.bitcode:
+            digest.update((self.build_dir / module).read_bytes())
+        return digest.hexdigest()
 
 
 #: Stands for the archive's members.
