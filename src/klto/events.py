@@ -71,6 +71,23 @@ class LinkStarted(_Event, frozen=True, tag="link-started"):
     memory_available: int
     #: The folder in which new entries of the link cache appear one by one; None without the cache.
     view: str | None = None
+    #: From 1 on; later ones go on after a lack of memory.
+    attempt: int = 1
+    full: bool = False
+    #: Bytes: what the user allows (None: no limit set) and what klto expects the linker to need.
+    memory_budget: int | None = None
+    memory_estimate: int | None = None
+
+
+class LinkedModule(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one bitcode module in a link. Seconds of its backend and bytes of its native object are None
+    where they were not measured: it came from the cache, or there is no cache."""
+
+    name: str
+    seconds: float | None
+    bytes_in: int
+    bytes_out: int | None
+    cached: bool
 
 
 class LinkFinished(_Event, frozen=True, tag="link-finished"):
@@ -84,6 +101,29 @@ class LinkFinished(_Event, frozen=True, tag="link-finished"):
     stopped_by: int | None = None
     #: Modules whose code was generated, the others came from the cache; None without the cache.
     generated: int | None = None
+    #: Why klto ended it itself: memory, timeout, or empty.
+    cause: str = ""
+    #: Whether another attempt follows.
+    again: bool = False
+    modules: list[LinkedModule] = []
+
+
+class GuiltyModule(msgspec.Struct, frozen=True, kw_only=True):
+    """A module whose backend fails. ``reason``: error, crash, hang or memory; ``reproducer``: a script."""
+
+    name: str
+    source: str
+    function: str | None = None
+    reason: str
+    message: str
+    reproducer: str | None = None
+
+
+class LinkBlamed(_Event, frozen=True, tag="link-blamed"):
+    """The modules that made a link fail (written by klto.link.blame)."""
+
+    output: str
+    modules: list[GuiltyModule]
 
 
 class Note(_Event, frozen=True, tag="note"):
@@ -119,6 +159,7 @@ Event = (
     | Expected
     | LinkStarted
     | LinkFinished
+    | LinkBlamed
     | Note
     | Tick
     | RunFinished
@@ -150,7 +191,7 @@ class Journal:
         """Append one event."""
         os.write(self._fd, _encoder.encode(event) + b"\n")
 
-    def links(self) -> Iterator[LinkStarted | LinkFinished]:
+    def links(self) -> Iterator[LinkStarted | LinkFinished | LinkBlamed]:
         """The link events that came since the last call."""
         lines = (self._torn + self._reader.read()).split(b"\n")
         self._torn = lines.pop()
@@ -160,7 +201,7 @@ class Journal:
                     event = decode_line(line)
                 except msgspec.DecodeError:
                     continue  # Torn: the disk was full when it was written.
-                if isinstance(event, LinkStarted | LinkFinished):
+                if isinstance(event, LinkStarted | LinkFinished | LinkBlamed):
                     yield event
 
     def close(self) -> None:

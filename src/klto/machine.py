@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 #: Memory for one compile job. clang's largest resident set over the objects of an x86_64 6.12 kernel was
 #: below 300 MB; twice that leaves room for larger configurations.
@@ -21,9 +20,10 @@ def memory_bytes() -> tuple[int, int]:
     From /proc/meminfo (MemTotal, MemAvailable), lowered to the limits of this process's cgroup (version 2).
     """
     fields = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        fields[name] = int(rest.split()[0]) * 1024
+    with open("/proc/meminfo") as stream:
+        for line in stream:
+            name, _, rest = line.partition(":")
+            fields[name] = int(rest.split()[0]) * 1024
     total, available = fields["MemTotal"], fields["MemAvailable"]
     for limit, used in _cgroup_limits():
         total = min(total, limit)
@@ -34,22 +34,21 @@ def memory_bytes() -> tuple[int, int]:
 def _cgroup_limits() -> list[tuple[int, int]]:
     """(memory.max, memory.current) of this process's cgroup and those above it that set a limit."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        with open("/proc/self/cgroup") as stream:
+            group = next((line[3:].strip() for line in stream if line.startswith("0::")), None)
     except OSError:
         return []
-    group = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if group is None:
-        return []
     found = []
-    folder = Path("/sys/fs/cgroup" + group)
-    while folder != folder.parent and folder != Path("/sys/fs"):
+    folder = f"/sys/fs/cgroup{group}" if group else ""
+    while len(folder) > len("/sys/fs/cgroup"):
         try:
-            limit = (folder / "memory.max").read_text().strip()
-            if limit != "max":
-                found.append((int(limit), int((folder / "memory.current").read_text())))
+            with open(f"{folder}/memory.max") as limit, open(f"{folder}/memory.current") as current:
+                text = limit.read().strip()
+                if text != "max":
+                    found.append((int(text), int(current.read())))
         except (OSError, ValueError):
             pass  # The root group has no limit files.
-        folder = folder.parent
+        folder = os.path.dirname(folder)
     return found
 
 

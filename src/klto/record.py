@@ -15,6 +15,9 @@ import msgspec
 from klto.errors import UsageError
 from klto.events import (
     Event,
+    GuiltyModule,
+    LinkBlamed,
+    LinkedModule,
     LinkFinished,
     LinkStarted,
     Note,
@@ -97,14 +100,14 @@ class Stage(_Value, frozen=True):
     peak_process: str | None = None
 
 
-class Module(_Value, frozen=True):
-    """One bitcode module of a link."""
+class Attempt(_Value, frozen=True):
+    """A run of the linker that was ended for want of memory, and was followed by another. Bytes and seconds."""
 
-    name: str
-    seconds: float | None
-    bytes_in: int
-    bytes_out: int | None
-    cached: bool
+    jobs: int
+    peak_bytes: int
+    wall_seconds: float
+    cause: str
+    generated: int | None = None
 
 
 class Link(_Value, frozen=True):
@@ -126,7 +129,20 @@ class Link(_Value, frozen=True):
     cpu_seconds: float | None = None
     peak_bytes: int | None = None
     generated: int | None = None
-    modules: list[Module] = []
+    modules: list[LinkedModule] = []
+    full: bool = False
+    memory_budget: int | None = None
+    memory_estimate: int | None = None
+    #: Runs of the linker before the one that is described here.
+    attempts: list[Attempt] = []
+    guilty: list[GuiltyModule] = []
+
+
+class FinishEstimate(_Value, frozen=True):
+    """The process after the link that was expected to be the largest, and its bytes."""
+
+    process: str
+    bytes: int
 
 
 class Verification(_Value, frozen=True):
@@ -137,6 +153,8 @@ class Verification(_Value, frozen=True):
     native: int
     kernel_modules: int
     vmlinux_o_links: int
+    #: Local functions and variables that LTO has made global and renamed to ``NAME.llvm.NUMBER`` in vmlinux.o.
+    promoted_names: int | None = None
     problems: list[str] = []
     warnings: list[str] = []
 
@@ -198,6 +216,9 @@ class Record(_Value, frozen=True):
     compiled_twice: list[str] = []
     linked_twice: list[str] = []
     links: list[Link] = []
+    finish_estimate: FinishEstimate | None = None
+    #: Outputs that were made under an option of klto which Kbuild cannot see: no-lto, keep-names.
+    overrides: dict[str, str] = {}
     removed: list[str] = []
     notes: list[str] = []
     verification: Verification | None = None
@@ -266,11 +287,11 @@ class RecordKeeper:
             case Step(verb="CC" | "AS"):
                 self._compile(event.target)
             case LinkStarted():
-                if any(link.output == event.output for link in self.record.links):
-                    self.update(linked_twice=[*self.record.linked_twice, event.output])
-                self.update(links=[*self.record.links, _link_of(event)])
+                self._begin_link(event)
             case LinkFinished():
                 self._finish_link(event)
+            case LinkBlamed():
+                self._change_link(event.output, guilty=event.modules)
             case Note():
                 self.update(notes=[*self.record.notes, event.text])
             case RunFinished():
@@ -303,18 +324,45 @@ class RecordKeeper:
                 break
         self.update(stages=stages)
 
+    def _begin_link(self, event: LinkStarted) -> None:
+        link = _link_of(event)
+        if event.attempt > 1:
+            self._change_link(event.output, jobs=link.jobs, memory_estimate=link.memory_estimate)
+            return
+        if any(link.output == event.output for link in self.record.links):
+            self.update(linked_twice=[*self.record.linked_twice, event.output])
+        self.update(links=[*self.record.links, link])
+
     def _finish_link(self, event: LinkFinished) -> None:
+        link = next((link for link in reversed(self.record.links) if link.output == event.output), None)
+        if link is None:
+            return
+        if event.again:
+            attempt = Attempt(
+                jobs=link.jobs,
+                peak_bytes=event.peak_bytes,
+                wall_seconds=event.wall_seconds,
+                cause=event.cause,
+                generated=event.generated,
+            )
+            self._change_link(event.output, attempts=[*link.attempts, attempt])
+            return
+        self._change_link(
+            event.output,
+            returncode=event.returncode,
+            wall_seconds=event.wall_seconds,
+            cpu_seconds=event.cpu_seconds,
+            peak_bytes=event.peak_bytes,
+            generated=event.generated,
+            modules=event.modules,
+        )
+
+    def _change_link(self, output: str, **fields: object) -> None:
+        """Replace fields of the last link of that output."""
         links = list(self.record.links)
         for index in reversed(range(len(links))):
-            if links[index].output == event.output and links[index].returncode is None:
-                links[index] = msgspec.structs.replace(
-                    links[index],
-                    returncode=event.returncode,
-                    wall_seconds=event.wall_seconds,
-                    cpu_seconds=event.cpu_seconds,
-                    peak_bytes=event.peak_bytes,
-                    generated=event.generated,
-                )
+            if links[index].output == output:
+                links[index] = msgspec.structs.replace(links[index], **fields)
                 break
         self.update(links=links)
 
@@ -329,4 +377,7 @@ def _link_of(event: LinkStarted) -> Link:
         native_inputs=event.native_inputs,
         bitcode_bytes=event.bitcode_bytes,
         memory_available=event.memory_available,
+        full=event.full,
+        memory_budget=event.memory_budget,
+        memory_estimate=event.memory_estimate,
     )

@@ -25,7 +25,7 @@ from klto.events import (
 from klto.record import SCHEMA, Asked, Machine, Record, RecordKeeper, read_record, record_schema
 
 
-def _record() -> Record:
+def a_record() -> Record:
     return Record(
         schema=SCHEMA,
         klto_version="0",
@@ -52,7 +52,7 @@ def _link(output: str, time: float) -> LinkStarted:
 
 
 def test_events_make_the_record(tmp_path: Path) -> None:
-    keeper = RecordKeeper(tmp_path / "record.json", _record())
+    keeper = RecordKeeper(tmp_path / "record.json", a_record())
     events: list[Event] = [
         StageStarted(stage="compile", time=2.0),
         Step(verb="CC", target="init/main.o"),
@@ -83,7 +83,7 @@ def test_events_make_the_record(tmp_path: Path) -> None:
 
 
 def test_record_is_on_disk_from_the_start(tmp_path: Path) -> None:
-    RecordKeeper(tmp_path / "record.json", _record())
+    RecordKeeper(tmp_path / "record.json", a_record())
     assert read_record(tmp_path / "record.json").status == "running"
 
 
@@ -93,7 +93,7 @@ def test_schema_refuses_what_is_no_record() -> None:
 
 
 def test_fields_of_a_later_klto_are_ignored(tmp_path: Path) -> None:
-    RecordKeeper(tmp_path / "record.json", _record())
+    RecordKeeper(tmp_path / "record.json", a_record())
     values = json.loads((tmp_path / "record.json").read_bytes())
     values["something_new"] = [1]
     (tmp_path / "record.json").write_text(json.dumps(values))

@@ -24,6 +24,8 @@ def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
     failures = find_failures(result.lines)
     killed = next((link for link in result.links if link[1] and link[1].returncode == -signal.SIGKILL), None)
     hints = [f"log: {log}", f"again: {again}"]
+    if result.blamed:
+        return _blamed(result, hints)
     if killed is not None and killed[1] is not None:
         message, remedy = _killed_link(killed[0], killed[1])
         return BuildError(message, "\n".join([remedy, *hints]), _details(failures))
@@ -43,6 +45,23 @@ def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
     return BuildError(message, "\n".join(hints), _details(failures))
 
 
+def _blamed(result: MakeResult, hints: list[str]) -> BuildError:
+    """The modules that klto.link.blame found."""
+    modules = [(link.output, module) for link in result.blamed for module in link.modules]
+    output, first = modules[0]
+    others = f" (and {len(modules) - 1} more)" if len(modules) > 1 else ""
+    where = f", function {first.function}" if first.function else ""
+    message = f"code generation for {first.source}{where} fails in the LTO link of {output}: {first.message}{others}"
+    details = tuple(f"{module.source}: {module.message}" for _, module in modules[1:])
+    remedies = " ".join(f"--no-lto {_in_tree(module.name)}" for _, module in modules)
+    reproducer = [f"reproducer: {module.reproducer}" for _, module in modules if module.reproducer][:1]
+    return BuildError(message, "\n".join([f"around it: {remedies}", *reproducer, *hints]), details)
+
+
+def _in_tree(name: str) -> str:
+    return name if name.endswith(".o") else name.rpartition("(")[2].rstrip(")")
+
+
 def _was_killed(failure: MakeFailure) -> bool:
     """SIGKILL, as make says it (``Killed``, strsignal) or as a shell hands it on (128 + 9)."""
     return failure.status == 128 + signal.SIGKILL or failure.reason.startswith("Killed")
@@ -58,7 +77,7 @@ def _killed_link(begun: LinkStarted, ended: LinkFinished) -> tuple[str, str]:
         if begun.jobs > 1
         else ""
     )
-    remedies = [fewer, "--lto thin instead of full", "end what else uses memory"]
+    remedies = [fewer, "--lto thin instead of full" if begun.full else "", "end what else uses memory"]
     return message, "most often the kernel does that for want of memory: " + ", or ".join(
         r for r in remedies if r
     )

@@ -39,6 +39,7 @@ class Folder:
         self.console = self.path / "console.log"
         self.shims = self.path / "bin"
         self.jobserver = self.path / "jobserver"
+        self.reproducers = self.path / "reproducers"
         self._running = self.path / "running"
         self._learnt = self.path / "learnt.json"
         self._lock: int | None = None

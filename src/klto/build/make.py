@@ -15,6 +15,7 @@ from typing import IO
 from klto import procfs
 from klto.events import (
     Journal,
+    LinkBlamed,
     LinkFinished,
     LinkStarted,
     Observer,
@@ -35,6 +36,9 @@ _LINGER = 2.0
 
 #: The output whose LTO link is the build's own stage ``link``.
 VMLINUX_O = "vmlinux.o"
+
+#: Bytes without a line end that are taken for a line.
+_LONGEST_LINE = 1 << 20
 
 #: Lines kept for explaining a failure. The log on disk has all of them.
 _KEPT_LINES = 20_000
@@ -64,6 +68,7 @@ class MakeResult:
     lines: list[str]
     links: list[tuple[LinkStarted, LinkFinished | None]]
     compiled: int
+    blamed: list[LinkBlamed]
 
 
 @dataclass
@@ -81,6 +86,7 @@ class MakeRun:
     _links: dict[str, tuple[LinkStarted, LinkFinished | None]] = field(default_factory=dict)
     _finished_links: list[tuple[LinkStarted, LinkFinished | None]] = field(default_factory=list)
     _compiled: int = 0
+    _blamed: list[LinkBlamed] = field(default_factory=list)
     _next_sample: float = 0.0
 
     def run(self) -> MakeResult:
@@ -111,7 +117,7 @@ class MakeRun:
                 self._end(status, None if status == "interrupted" else child)
             assert child.returncode is not None
             links = [*self._finished_links, *self._links.values()]
-            return MakeResult(child.returncode, usage, self._lines, links, self._compiled)
+            return MakeResult(child.returncode, usage, self._lines, links, self._compiled, self._blamed)
 
     def _line(self, line: str) -> None:
         self._lines.append(line)
@@ -147,7 +153,11 @@ class MakeRun:
             )
         )
 
-    def _link(self, event: LinkStarted | LinkFinished, child: Child) -> None:
+    def _link(self, event: LinkStarted | LinkFinished | LinkBlamed, child: Child) -> None:
+        if isinstance(event, LinkBlamed):
+            self._blamed.append(event)
+            self.emit(event)
+            return
         is_vmlinux = os.path.basename(event.output) == VMLINUX_O
         if isinstance(event, LinkStarted):
             if is_vmlinux and self._stage is not None and self._stage.name == "compile":
@@ -157,6 +167,8 @@ class MakeRun:
             self._links[event.output] = (event, None)
             return
         self.emit(event)
+        if event.again:
+            return
         begun = self._links.pop(event.output, None)
         if begun is not None:
             self._finished_links.append((begun[0], event))
@@ -241,5 +253,8 @@ def _lines_of(child: Child, log: IO[bytes], idle: Callable[[], None]) -> Iterato
         *whole, torn = (torn + data).split(b"\n")
         for line in whole:
             yield line.decode("utf-8", "replace").rstrip("\r")
+        if len(torn) > _LONGEST_LINE:
+            yield torn.decode("utf-8", "replace")
+            torn = b""
     if torn:
         yield torn.decode("utf-8", "replace")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klto import machine
+from klto.build.overrides import NoLto, parse_no_lto
 from klto.errors import UsageError
 from klto.files import user_cache_dir
 from klto.kernel.hostdeps import check_host
@@ -13,6 +14,7 @@ from klto.kernel.kbuild import Kbuild
 from klto.kernel.kconfig import Requests, lto_of, lto_requests, parse_requests, read_config
 from klto.kernel.toolchain import find_toolchain
 from klto.kernel.tree import MAKE_ENVIRONMENT_DROP, KernelTree, default_build_dir
+from klto.link.run import DEFAULT_MODULE_TIMEOUT, KEEP_NAMES_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class BuildRequest:
     :param lto: thin, full, none, keep, or None when not said.
     :param base: ``-k``: defconfig, allnoconfig or a file; None: the ``.config`` that is there.
     :param fragments: ``-K`` in order: files or ``CONFIG_X=value``.
+    :param no_lto: directories and source files that are compiled without LTO.
+    :param keep_names: local functions that LTO makes global keep their names, where the linker can.
+    :param memory: bytes that each step of the link and after it may use; None: what is available.
+    :param module_timeout: seconds after which a backend that gets nowhere is ended; 0: never.
     :param directory: the working directory, to show how to run it again.
     """
 
@@ -37,6 +43,10 @@ class BuildRequest:
     jobs: int | None = None
     cache_dir: Path | None = None
     no_cache: bool = False
+    no_lto: tuple[str, ...] = ()
+    keep_names: bool = False
+    memory: int | None = None
+    module_timeout: float = DEFAULT_MODULE_TIMEOUT
     boot: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
@@ -53,6 +63,12 @@ class Plan:
     requests: Requests
     lto: str
     jobs: int
+    no_lto: NoLto
+
+    @property
+    def keep_names(self) -> bool:
+        """Whether promoted functions keep their names: wanted, and known to the linker."""
+        return self.request.keep_names and self.kbuild.toolchain.supports(*KEEP_NAMES_OPTIONS)
 
     @property
     def build_dir(self) -> Path:
@@ -77,6 +93,11 @@ def default_cache_dir() -> Path:
     return user_cache_dir() / "link"
 
 
+def measured_file() -> Path:
+    """Where what links on this machine have needed is kept."""
+    return user_cache_dir() / "measured.jsonl"
+
+
 def make_plan(request: BuildRequest) -> Plan:
     """Check everything that can be checked before the first file is written.
 
@@ -96,7 +117,8 @@ def make_plan(request: BuildRequest) -> Plan:
     config = build_dir / ".config"
     check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
     kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
-    return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs())
+    no_lto = parse_no_lto(tree.path, request.no_lto)
+    return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs(), no_lto)
 
 
 #: Variables that klto itself gives to make, and the option that stands for each; with another value make would

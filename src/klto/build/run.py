@@ -16,13 +16,15 @@ from klto import __version__, machine
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
-from klto.build.plan import Plan
+from klto.build.overrides import NO_LTO, Overrides, compiler_shim
+from klto.build.plan import Plan, measured_file
 from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
     Expected,
     Journal,
+    LinkBlamed,
     LinkFinished,
     LinkStarted,
     Note,
@@ -37,8 +39,11 @@ from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
+from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
+from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
+from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote
 from klto.record import (
@@ -47,6 +52,7 @@ from klto.record import (
     Asked,
     Boot,
     ConfigIdentity,
+    FinishEstimate,
     Initcall,
     Machine,
     Proof,
@@ -55,6 +61,7 @@ from klto.record import (
     ToolchainIdentity,
     TreeIdentity,
 )
+from klto.report.units import size
 
 if TYPE_CHECKING:
     from klto.boot.run import BootResult
@@ -98,6 +105,7 @@ class _Run:
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
         self.expected: int | None = None
+        self.overrides = Overrides(folder.path, plan.build_dir)
 
     def carry_out(self) -> Record:
         """All stages, with a record that says how it ended."""
@@ -120,13 +128,44 @@ class _Run:
     def emit(self, event: Event) -> None:
         """Hand an event to the journal, the record and the observers."""
         # The links' own processes have written theirs to the journal already.
-        if not isinstance(event, Tick | LinkStarted | LinkFinished):
+        if not isinstance(event, Tick | LinkStarted | LinkFinished | LinkBlamed):
             self.journal.write(event)
         if isinstance(event, Expected):
             self.expected = event.objects
         self.keeper(event)
         for observer in self.observers:
             observer(event)
+        if isinstance(event, LinkStarted) and event.attempt == 1 and event.output == VMLINUX_O:
+            self._plan_memory(event)
+        if isinstance(event, StageFinished) and event.stage == "finish" and event.peak_bytes:
+            self._check_finish(event)
+
+    def _plan_memory(self, link: LinkStarted) -> None:
+        """Say before the link when what comes after it will not fit."""
+        finish = estimate_finish(measured_file(), link.bitcode_bytes, self.plan.tree.arch == "x86_64")
+        if finish is None:
+            return
+        name, need = finish
+        self.keeper.update(finish_estimate=FinishEstimate(process=name, bytes=need))
+        limit, what = self.plan.request.memory, "--memory allows"
+        if limit is None:
+            limit, what = link.memory_available, "are available"
+        if need > limit:
+            text = f"after the link {name} will need about {size(need)}; {size(limit)} {what}"
+            self.emit(Note(text=text, level="warning"))
+
+    def _check_finish(self, stage: StageFinished) -> None:
+        """Learn what the steps after the link needed, and say when it was more than allowed."""
+        links = [link for link in self.keeper.record.links if link.output == VMLINUX_O]
+        name, peak = stage.peak_process or "?", stage.peak_bytes or 0
+        if links and stage.status == "done":
+            remember_finish(measured_file(), name, links[-1].bitcode_bytes, peak)
+        if self.plan.request.memory is not None and peak > self.plan.request.memory:
+            text = (
+                f"{name} used {size(peak)}, more than --memory {size(self.plan.request.memory)}: "
+                "klto can keep the linker within it, not the kernel's own tools"
+            )
+            self.emit(Note(text=text, level="warning"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -199,6 +238,7 @@ class _Run:
     def _make(self) -> MakeResult:
         plan, folder = self.plan, self.folder
         self._remove_leftovers()
+        self._apply_overrides()
         learnt = folder.learnt()
         if learnt.objects and not (plan.build_dir / "vmlinux.a").exists():
             present = _compiled_objects(plan.build_dir)
@@ -214,6 +254,11 @@ class _Run:
                 **server.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_MEMORY: str(plan.request.memory or ""),
+                ENV_MEASURED: str(measured_file()),
+                ENV_MODULE_TIMEOUT: str(plan.request.module_timeout),
+                ENV_REPRODUCERS: str(folder.reproducers),
+                ENV_KEEP_NAMES: "1" if plan.keep_names else "",
             }
             run = MakeRun(
                 argv=argv,
@@ -226,6 +271,7 @@ class _Run:
             folder.begin()
             result = run.run()
             folder.end()
+        self._record_overrides(result)
         if result.returncode == 0 and _is_whole(plan.request.targets):
             self._learn(learnt, result)
         return result
@@ -233,7 +279,12 @@ class _Run:
     def _shims(self) -> Shims:
         toolchain = self.plan.kbuild.toolchain
         name = toolchain.linker_name()
-        shims = install_shims(self.folder.shims, name, toolchain.ld_lld)
+        others = {}
+        if self.plan.no_lto:
+            others[toolchain.compiler_name()] = compiler_shim(
+                toolchain.clang, self.overrides.log, self.plan.no_lto
+            )
+        shims = install_shims(self.folder.shims, name, toolchain.ld_lld, others)
         if "/" in name and shims.shell is None:
             self.emit(
                 Note(
@@ -242,6 +293,31 @@ class _Run:
                 )
             )
         return shims
+
+    def _apply_overrides(self) -> None:
+        plan = self.plan
+        stale = self.overrides.reconcile(plan.no_lto, keep_names=plan.keep_names)
+        if stale:
+            text = f"{len(stale)} outputs are made anew: --no-lto or --keep-names has changed for them"
+            self.emit(Note(text=text))
+        if plan.request.keep_names and not plan.keep_names:
+            text = (
+                f"--keep-names: {plan.kbuild.toolchain.ld_lld} cannot keep names, promoted locals are renamed"
+            )
+            self.emit(Note(text=text, level="warning"))
+
+    def _record_overrides(self, result: MakeResult) -> None:
+        """Which outputs were made under an override; a plain make would keep them."""
+        self.overrides.finish()
+        if self.plan.keep_names:
+            self.overrides.remember_links([begun.output for begun, _ in result.links])
+        current = self.overrides.current()
+        self.keeper.update(overrides=current)
+        without = sum(override == NO_LTO for override in current.values())
+        if without:
+            objects = "object is" if without == 1 else "objects are"
+            text = f"{without} {objects} without LTO (--no-lto); plain make would keep them so"
+            self.emit(Note(text=text))
 
     def _remove_leftovers(self) -> None:
         if not self.killed_before:
@@ -275,7 +351,14 @@ class _Run:
         with_modules = _makes_modules(self.plan.request.targets) and (
             read_config(build_dir / ".config").get("MODULES") == "y"
         )
-        verification = verify_build(build_dir, config.lto, links, with_modules=with_modules)
+        overrides = self.keeper.record.overrides
+        verification = verify_build(
+            build_dir,
+            config.lto,
+            links,
+            with_modules=with_modules,
+            without_lto=frozenset(name for name, override in overrides.items() if override == NO_LTO),
+        )
         made = artifacts(build_dir, build_dir / IMAGES[self.plan.tree.arch], with_modules=with_modules)
         self.keeper.update(verification=verification, artifacts=made)
         order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])

@@ -12,9 +12,11 @@ from pathlib import Path
 from klto.kernel.initcalls import NoInitcalls, in_run_order, read_initcalls
 from klto.link.request import parse_request
 from klto.objects.archive import Member, leaves, read_archive
+from klto.objects.elf_header import Header
 from klto.objects.elf_sections import section_names
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
+from klto.objects.source import read_whole
 from klto.record import Artifact, Initcall, Verification
 
 #: Sections in which clang embeds bitcode (``-fembed-bitcode``, ``-ffat-lto-objects``):
@@ -25,12 +27,21 @@ _BITCODE_SECTIONS = frozenset((".llvmbc", ".llvm.lto"))
 _SHOWN = 5
 
 
-def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int, *, with_modules: bool) -> Verification:
+def verify_build(
+    build_dir: Path,
+    lto: str,
+    vmlinux_o_links: int,
+    *,
+    with_modules: bool,
+    without_lto: frozenset[str] = frozenset(),
+) -> Verification:
     """Compare the build with what LTO in mode ``lto`` (thin, full, none) must give.
 
     * every member of vmlinux.a whose saved command has ``-flto`` is bitcode, and some are;
     * vmlinux and every kernel module is ELF without bitcode in it;
     * the vmlinux.o link ran at most once in this run.
+
+    :param without_lto: objects, relative to the build dir, that are native code because ``--no-lto`` says so.
     """
     problems, warnings = [], []
     if not (build_dir / "vmlinux.a").exists():
@@ -40,6 +51,7 @@ def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int, *, with_module
         bitcode, native, lost = 0, 0, list[str]()
     else:
         bitcode, native, lost = _archive_members(build_dir)
+        lost = [name for name in lost if name not in without_lto]
     if lost:
         problems.append(f"{len(lost)} objects were compiled with -flto and are native code: {_some(lost)}")
     if lto != "none" and bitcode == 0 and not warnings:
@@ -61,7 +73,24 @@ def verify_build(build_dir: Path, lto: str, vmlinux_o_links: int, *, with_module
         vmlinux_o_links=vmlinux_o_links,
         problems=problems,
         warnings=warnings,
+        promoted_names=_promoted_names(build_dir / "vmlinux.o") if lto == "thin" else None,
     )
+
+
+#: What ThinLTO calls a local symbol that it has made global: ModuleSummaryIndex::getGlobalNameForLocal
+#: (llvm/include/llvm/IR/ModuleSummaryIndex.h).
+_PROMOTED = re.compile(rb"\0[^\0]+\.llvm\.\d+(?=\0)")
+
+
+def _promoted_names(path: Path) -> int | None:
+    """How many of an object's symbols are promoted locals; None when there is no such object."""
+    try:
+        header = Header(read_whole(path), str(path))
+        strings = header.section(section_names(path).index(".strtab"))
+    except (MalformedObject, ValueError):
+        return None
+    table = bytes(header.data[strings[4] : strings[4] + strings[5]])
+    return len(set(_PROMOTED.findall(table)))
 
 
 def _some(names: Sequence[str]) -> str:

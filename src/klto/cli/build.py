@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klto.cli.options import add_jobs_option, add_output_options, add_tree_options
+from klto.cli.options import add_jobs_option, add_output_options, add_tree_options, seconds, size
 
 if TYPE_CHECKING:
     from klto.build.folder import Folder
@@ -42,6 +42,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache-dir", type=Path, metavar="DIR", help="the link cache (default: in the user's cache)"
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
+    parser.add_argument(
+        "--no-lto",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="leave a directory or source file of the tree out of LTO; repeatable",
+    )
+    parser.add_argument(
+        "--keep-names",
+        action="store_true",
+        help="let functions that LTO makes global keep their names, where the linker can",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="memory for each step from the link on, such as 2G (default: what is available)",
+    )
+    parser.add_argument(
+        "--module-timeout",
+        type=seconds,
+        metavar="S",
+        help="end a module's backend that gets nowhere for S seconds (default: 600; 0: never)",
+    )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
     add_output_options(parser)
@@ -68,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        no_lto=tuple(args.no_lto),
+        keep_names=args.keep_names,
+        memory=args.memory,
+        **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 
-from klto.cli.options import add_output_options
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+from klto.cli.options import add_output_options, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stats: what it holds; verify: compare every entry with its checksum; prune: bring it to --max-size",
     )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="default: the one in the user's cache")
-    parser.add_argument("--max-size", type=_size, metavar="SIZE", help="for prune: 500M, 5G (default), 0")
+    parser.add_argument("--max-size", type=size, metavar="SIZE", help="for prune: 500M, 5G (default), 0")
     add_output_options(parser)
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.lower())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"not a size: {text!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from klto.errors import FindingsError, UsageError
     from klto.link import prune
     from klto.link.store import DEFAULT_LIMIT
-    from klto.report.units import size
+    from klto.report.units import size as human
 
     folder = (args.cache_dir or default_cache_dir()).absolute()
     root = str(folder)
@@ -54,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "prune":
         removed, freed = prune.prune(root, DEFAULT_LIMIT if args.max_size is None else args.max_size)
         result |= {"removed": removed, "freed_bytes": freed}
-        text = f"{removed} entries removed, {size(freed)} freed"
+        text = f"{removed} entries removed, {human(freed)} freed"
     else:
         text = ""
     found = prune.stats(root)
@@ -64,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
 
         print(json.dumps(result, indent=2))
     elif not args.quiet:
-        kept = f"{found.entries} entries, {size(found.bytes)}, for {found.partitions} sets of options"
+        kept = f"{found.entries} entries, {human(found.bytes)}, for {found.partitions} sets of options"
         print("\n".join(line for line in (text, f"{kept}: {root}") if line))
     return status

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 ARCHITECTURES = ("x86_64", "arm64")
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def size(text: str) -> int:
+    """A number of bytes from ``500M``, ``2G``, ``1.5GiB``; an argparse type."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"not a size: {text!r} (such as 500M or 2G)")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
+    return value
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

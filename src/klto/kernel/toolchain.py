@@ -116,6 +116,10 @@ class Toolchain:
             return str(self.ld_lld)
         return "ld.lld" + self.suffix
 
+    def compiler_name(self) -> str:
+        """What Kbuild will call as ``$(CC)``: ``clang``, ``clang-19`` or an absolute path."""
+        return str(self.clang) if self.spelling.endswith("/") else "clang" + self.suffix
+
     def search_path(self) -> str:
         """PATH for make: this process's, with :attr:`path_prefix` in front."""
         path = os.environ.get("PATH", os.defpath)

@@ -14,6 +14,7 @@ from klto.objects.errors import MalformedObject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from klto.link.inputs import Module
     from klto.link.request import LinkRequest
 
 #: The environment variable that names the cache's root; empty or absent: no cache.
@@ -38,6 +39,7 @@ class CachedLink:
         self.arguments = arguments
         self.view: View | None = None
         self.salted = 0
+        self._replaced: dict[str, str] = {}
 
     def __enter__(self) -> CachedLink:
         if self._request.sets(*_OWN_CACHE):
@@ -61,6 +63,11 @@ class CachedLink:
     def __exit__(self, *exc: object) -> None:
         self._leave()
 
+    def identifier(self, module: Module) -> str:
+        """How the linker names a module when it is called with ``arguments``."""
+        instead = self._replaced.get(module.argument, module.argument)
+        return instead + module.identifier.removeprefix(module.argument)
+
     def _leave(self) -> None:
         view, self.view = self.view, None
         if view is not None:
@@ -80,6 +87,7 @@ class CachedLink:
         view.__enter__()
         self.view = view
         substitutes = self._substitutes(os.path.join(view.folder, "inputs"))
+        self._replaced = substitutes.of
         if substitutes.of:
             self.arguments = [substitutes.of.get(word, word) for word in request.words]
         self.arguments = [

@@ -6,30 +6,28 @@ Started by path and without site packages, so that it takes milliseconds; it fin
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from klto.link.inputs import read_inputs
 from klto.link.request import parse_request
-from klto.link.run import run_link
+from klto.link.run import ENV_KEEP_NAMES, KEEP_NAMES_OPTIONS, ends_like, run_link
 
 
 def main(argv: list[str]) -> int:
     """Run the link in ``argv`` (real linker, then its arguments); the exit status for make."""
     linker, arguments = argv[0], argv[1:]
+    if os.environ.get(ENV_KEEP_NAMES):
+        arguments += KEEP_NAMES_OPTIONS
     request = parse_request(arguments)
     inputs = read_inputs(request)
     if inputs.bitcode == 0:
         os.execv(linker, argv)
-    result = run_link(linker, arguments, request, inputs)
-    if result.returncode < 0:
-        # End the way the linker ended, so that make says the same ("Killed").
-        if -result.returncode not in (signal.SIGKILL, signal.SIGSTOP):
-            signal.signal(-result.returncode, signal.SIG_DFL)
-        os.kill(os.getpid(), -result.returncode)
-    return result.returncode
+    returncode = run_link(linker, arguments, request, inputs)
+    if returncode < 0:
+        ends_like(returncode)
+    return returncode
 
 
 if __name__ == "__main__":

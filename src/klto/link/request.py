@@ -74,23 +74,27 @@ class LinkRequest:
 
     :param output: as given; ``a.out`` when none was (lld's default).
     :param inputs: files named on the command line and in its response files, in order; no libraries by ``-l``.
+    :param eager: for each input, whether all of it is linked: an object outside of ``--start-lib``, an archive under
+        ``--whole-archive``.
     :param relocatable: ``-r``.
     :param options: every argument that starts with ``-``, without values that stand apart.
     :param words: all arguments, response files expanded.
     """
 
-    __slots__ = ("inputs", "options", "output", "relocatable", "words")
+    __slots__ = ("eager", "inputs", "options", "output", "relocatable", "words")
 
     def __init__(
         self,
         output: str,
         inputs: tuple[str, ...],
+        eager: tuple[bool, ...],
         relocatable: bool,
         options: frozenset[str],
         words: tuple[str, ...],
     ) -> None:
         self.output = output
         self.inputs = inputs
+        self.eager = eager
         self.relocatable = relocatable
         self.options = options
         self.words = words
@@ -104,7 +108,8 @@ class LinkRequest:
 def parse_request(arguments: list[str]) -> LinkRequest:
     """Read the arguments after the linker's own name. Never fails: the linker itself judges them."""
     output, inputs, options = "a.out", [], set()
-    relocatable = False
+    eager: list[bool] = []
+    relocatable = whole = in_library = False
     expanded = tuple(_expanded(arguments, depth=0))
     words = iter(expanded)
     for word in words:
@@ -118,11 +123,18 @@ def parse_request(arguments: list[str]) -> LinkRequest:
         elif word in _WITH_VALUE:
             options.add(word)
             next(words, None)
+        elif word.lstrip("-") in ("whole-archive", "no-whole-archive"):
+            whole = word.lstrip("-") == "whole-archive"
+            options.add(word)
+        elif word.lstrip("-") in ("start-lib", "end-lib"):
+            in_library = word.lstrip("-") == "start-lib"
+            options.add(word)
         elif word.startswith("-") and word != "-":
             options.add(word)
         else:
             inputs.append(word)
-    return LinkRequest(output, tuple(inputs), relocatable, frozenset(options), expanded)
+            eager.append(not in_library and (whole or not word.endswith(".a")))
+    return LinkRequest(output, tuple(inputs), tuple(eager), relocatable, frozenset(options), expanded)
 
 
 def _expanded(arguments: list[str], depth: int) -> Iterator[str]:

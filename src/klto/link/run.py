@@ -1,19 +1,22 @@
-"""Run one LTO link: take a share of the build's jobs, start the linker, measure it."""
+"""Run one LTO link: take a share of the build's jobs, start the linker, watch it, measure it, and go on after a
+lack of memory with fewer backends."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
 from klto.link.cached import ENV_CACHE, CachedLink, note
+from klto.link.linker import Ended, Linker
+from klto.link.memory import Budget, budget_of, estimate, remember
+from klto.link.output import STDERR
+from klto.link.tasks import Tasks, Watch, tasks_in
+from klto.report.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
-
     from klto.link.inputs import Inputs
     from klto.link.request import LinkRequest
     from klto.link.store import View
@@ -29,55 +32,209 @@ _LEAST_FREE = 16 << 20
 #: lld's options for its own parallelism (lld/ELF/Options.td): given by the caller, they are left alone.
 _PARALLEL_OPTIONS = ("threads", "thinlto-jobs", "no-threads", "plugin-opt=jobs")
 
+#: The environment variable with the seconds after which a backend that gets nowhere is ended; 0: never.
+ENV_MODULE_TIMEOUT = "KLTO_MODULE_TIMEOUT"
+DEFAULT_MODULE_TIMEOUT = 600.0
 
-class LinkResult:
-    """``returncode`` is negative for a signal; ``peak_bytes`` is the linker's largest resident set."""
-
-    __slots__ = ("cpu_seconds", "peak_bytes", "returncode", "wall_seconds")
-
-    def __init__(self, returncode: int, wall_seconds: float, cpu_seconds: float, peak_bytes: int) -> None:
-        self.returncode = returncode
-        self.wall_seconds = wall_seconds
-        self.cpu_seconds = cpu_seconds
-        self.peak_bytes = peak_bytes
+#: The environment variable that says to keep the names of promoted locals, and the options for it (LLVM's
+#: llvm/lib/Transforms/Utils/FunctionImportUtils.cpp; releases up to 22 do not have it: ask the linker).
+ENV_KEEP_NAMES = "KLTO_KEEP_NAMES"
+KEEP_NAMES_OPTIONS = ("-mllvm", "-always-rename-promoted-locals=false")
 
 
-def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> LinkResult:
-    """Run the real linker on what was asked, with the link cache if there is one, and journal it."""
+class Link:
+    """A link to be done: the linker, its arguments, what they mean, and what klto may use for it."""
+
+    def __init__(self, linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> None:
+        self.linker, self.arguments, self.request, self.inputs = linker, arguments, request, inputs
+        self.root = os.environ.get(ENV_CACHE, "")
+        self.module_timeout = float(os.environ.get(ENV_MODULE_TIMEOUT) or DEFAULT_MODULE_TIMEOUT)
+        self.budget: Budget = budget_of(os.environ)
+        self.full = not inputs.thin
+        self.jobs = 1
+        self.attempts = 0
+
+    def parallel(self) -> list[str]:
+        """Options for the number of backends at once."""
+        if self.request.sets(*_PARALLEL_OPTIONS):
+            return []
+        return [f"--threads={self.jobs}", f"--thinlto-jobs={self.jobs}"]
+
+
+def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> int:
+    """Run the real linker on what was asked, with the link cache if there is one, and journal it.
+
+    :returns: its status; negative for a signal.
+    """
+    link = Link(linker, arguments, request, inputs)
     tokens = Tokens(os.environ.get(ENV_PATH))
     try:
         # One module is one backend: more jobs than modules would idle.
-        wanted = min(int(os.environ.get(ENV_JOBS, "1")), inputs.bitcode) - 1
+        wanted = min(int(os.environ.get(ENV_JOBS, "1")), inputs.bitcode)
+        wanted = link.budget.jobs_for(inputs, link.full, wanted)
+        if link.budget.hopeless:
+            note(f"{request.output} {link.budget.hopeless}")
+            return 1
         patience = min(inputs.bitcode_bytes * _PATIENCE_PER_BYTE, _MOST_PATIENCE)
-        jobs = 1 + tokens.acquire(wanted, patience)
-        parallel = [] if request.sets(*_PARALLEL_OPTIONS) else [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
-        root = os.environ.get(ENV_CACHE)
-        if root:
-            result = _run_cached(root, linker, arguments, parallel, request, inputs, jobs)
-            if result is not None:
-                return result
-        return _run([linker, *arguments, *parallel], request, inputs, jobs)
+        link.jobs = 1 + tokens.acquire(wanted - 1, patience)
+        if link.root:
+            returncode = _run_cached(link)
+            if returncode is not None:
+                return returncode
+        return _run_plain(link)
     finally:
         tokens.release()
 
 
-def _run_cached(
-    root: str,
-    linker: str,
-    arguments: list[str],
-    parallel: list[str],
-    request: LinkRequest,
-    inputs: Inputs,
-    jobs: int,
-) -> LinkResult | None:
+def _run_plain(link: Link) -> int:
+    """Without the cache: nothing is kept between attempts, so only fewer backends help against a lack of memory."""
+    while True:
+        ended = _attempt(link, [link.linker, *link.arguments], None)
+        again = ended.out_of_memory and link.jobs > 1
+        _journal_end(link, ended, again)
+        if not again:
+            _explain_memory(link, ended)
+            if ended.returncode != 0 and ended.stopped_by is None and not ended.out_of_memory:
+                from klto.link.blame import blame_unseen  # Late: only a failing link needs it.
+
+                blame_unseen(link, ended)
+            return ended.returncode
+        _fewer(link, ended)
+
+
+def _run_cached(link: Link) -> int | None:
     """The link with the cache; None when it failed for the cache's sake and is to be done without."""
-    with CachedLink(root, linker, arguments, request) as cached:
-        result = _run([linker, *cached.arguments, *parallel], request, inputs, jobs, cached.view)
-        failed = result.returncode > 0 or result.returncode == -signal.SIGABRT
-        if failed and cached.view is not None and _is_full(root):
-            note(f"no space for the link cache in {root}: {request.output} is linked again without it")
+    with CachedLink(link.root, link.linker, link.arguments, link.request) as cached:
+        if cached.view is None:
             return None
-    return result
+        while True:
+            before = sum(1 for _ in cached.view.generated())
+            tasks = tasks_in(cached.view, link.inputs, link.request, f"remarks-{link.attempts}")
+            ended = _attempt(
+                link, [link.linker, *cached.arguments, *(tasks.options if tasks else [])], cached, tasks
+            )
+            further = sum(1 for _ in cached.view.generated()) > before
+            again = ended.out_of_memory and (link.jobs > 1 or further)
+            _journal_end(link, ended, again, cached.view, tasks)
+            if not again:
+                break
+            if link.jobs > 1:
+                _fewer(link, ended)
+            else:
+                note(f"{link.request.output}: {_reached(ended)}; goes on with the modules that are left")
+        if ended.returncode == 0 or ended.stopped_by is not None:
+            return ended.returncode
+        if ended.out_of_memory:
+            _explain_memory(link, ended)
+            return ended.returncode
+        if _is_full(link.root):
+            note(
+                f"no space for the link cache in {link.root}: {link.request.output} is linked again without it"
+            )
+            return None
+        from klto.link.blame import blame, distrust, suspects_of  # Late: only a failing link needs it.
+
+        backends = distrust(cached.view, ended, tasks, link.inputs.modules)
+        suspects = suspects_of(ended, tasks, link.inputs.modules)
+    if backends:
+        blame(link, ended, suspects)
+    return ended.returncode
+
+
+def _fewer(link: Link, ended: Ended) -> None:
+    link.jobs = max(1, link.jobs // 2)
+    backends = "one backend" if link.jobs == 1 else f"{link.jobs} backends"
+    note(f"{link.request.output}: {_reached(ended)}; goes on with {backends} at once")
+
+
+def _reached(ended: Ended) -> str:
+    why = "its memory budget" if ended.cause == "memory" else "SIGKILL, most likely for want of memory,"
+    return f"the linker was ended by {why} at {human(ended.peak_bytes)}"
+
+
+def _explain_memory(link: Link, ended: Ended) -> None:
+    if ended.out_of_memory:
+        note(
+            f"{link.request.output}: {_reached(ended)} with one backend. {link.budget.advice(ended.peak_bytes)}"
+        )
+        if link.full:
+            note("full LTO holds the whole kernel in memory at once: --lto thin needs far less")
+
+
+def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Tasks | None = None) -> Ended:
+    """Run the linker once, with events around it."""
+    link.attempts += 1
+    view = cached.view if cached is not None else None
+    watch = Watch(tasks, link.module_timeout) if tasks and link.module_timeout > 0 else None
+    linker = Linker(
+        [*argv, *link.parallel()],
+        os.path.join(view.folder, STDERR) if view is not None else None,
+        link.budget.limit,
+        watch.stalled if watch else None,
+    )
+    inputs, request = link.inputs, link.request
+    journal.append(
+        "link-started",
+        output=request.output,
+        directory=os.getcwd(),
+        pid=linker.pid,
+        attempt=link.attempts,
+        jobs=link.jobs,
+        full=link.full,
+        bitcode_inputs=inputs.bitcode,
+        native_inputs=inputs.native,
+        bitcode_bytes=inputs.bitcode_bytes,
+        memory_available=link.budget.available,
+        memory_budget=link.budget.limit,
+        memory_estimate=estimate(inputs, link.full, link.jobs),
+        view=view.objects if view is not None else None,
+    )
+    ended = linker.wait()
+    # With most of it from the cache a link says nothing about the next cold one.
+    if (
+        ended.returncode == 0
+        and link.attempts == 1
+        and (tasks is None or 2 * len(tasks.finished()) > inputs.bitcode)
+    ):
+        remember(inputs, link.full, link.jobs, ended.peak_bytes)
+    return ended
+
+
+def _journal_end(
+    link: Link, ended: Ended, again: bool, view: View | None = None, tasks: Tasks | None = None
+) -> None:
+    journal.append(
+        "link-finished",
+        output=link.request.output,
+        returncode=ended.returncode,
+        wall_seconds=ended.wall_seconds,
+        cpu_seconds=ended.cpu_seconds,
+        peak_bytes=ended.peak_bytes,
+        stopped_by=ended.stopped_by,
+        cause=ended.cause,
+        again=again,
+        generated=len(tasks.started()) if tasks else sum(1 for _ in view.generated()) if view else None,
+        modules=_modules(link, tasks) if ended.returncode == 0 else [],
+    )
+
+
+def _modules(link: Link, tasks: Tasks | None) -> list[dict[str, object]]:
+    """What became of each module, for the record."""
+    done = tasks.sort_out()[0] if tasks else {}
+    started = tasks.started() if tasks else {}
+    found: list[dict[str, object]] = []
+    for number, module in enumerate(link.inputs.modules, start=1):
+        times = done[number][0] if number in done else None
+        found.append(
+            {
+                "name": module.name,
+                "seconds": round(times.seconds, 3) if times else None,
+                "bytes_in": module.size,
+                "bytes_out": times.bytes_out if times else None,
+                "cached": tasks is not None and number not in started,
+            }
+        )
+    return found
 
 
 def _is_full(folder: str) -> bool:
@@ -97,66 +254,8 @@ def _is_full(folder: str) -> bool:
     return False
 
 
-def _run(
-    argv: list[str], request: LinkRequest, inputs: Inputs, jobs: int, view: View | None = None
-) -> LinkResult:
-    # Not klto.process: the linker stays in make's process group, so that whatever ends the build ends it too.
-    begun = time.monotonic()
-    pid = os.posix_spawn(argv[0], argv, os.environ)
-    forwarded = _forward_signals(pid)
-    journal.append(
-        "link-started",
-        output=request.output,
-        directory=os.getcwd(),
-        pid=pid,
-        jobs=jobs,
-        bitcode_inputs=inputs.bitcode,
-        native_inputs=inputs.native,
-        bitcode_bytes=inputs.bitcode_bytes,
-        memory_available=_memory_available(),
-        view=view.objects if view is not None else None,
-    )
-    _, status, used = os.wait4(pid, 0)
-    result = LinkResult(
-        os.waitstatus_to_exitcode(status),
-        time.monotonic() - begun,
-        used.ru_utime + used.ru_stime,
-        used.ru_maxrss * 1024,  # KiB on Linux, getrusage(2)
-    )
-    journal.append(
-        "link-finished",
-        output=request.output,
-        returncode=result.returncode,
-        wall_seconds=result.wall_seconds,
-        cpu_seconds=result.cpu_seconds,
-        peak_bytes=result.peak_bytes,
-        stopped_by=forwarded[0] if forwarded else None,
-        generated=sum(1 for _ in view.generated()) if view is not None else None,
-    )
-    return result
-
-
-def _forward_signals(pid: int) -> list[int]:
-    """Pass TERM, INT and HUP on to the linker; the list fills with the ones that came."""
-    came: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return  # It has just ended by itself.
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, forward)
-    return came
-
-
-def _memory_available() -> int:
-    """MemAvailable of /proc/meminfo in bytes."""
-    with open("/proc/meminfo") as stream:
-        for line in stream:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def ends_like(returncode: int) -> None:
+    """End this process the way the linker ended, so that make says the same ("Killed")."""
+    if -returncode not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(-returncode, signal.SIG_DFL)
+    os.kill(os.getpid(), -returncode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,10 +26,13 @@ class Shims:
     shell: Path | None = None
 
 
-def install_shims(folder: Path, linker_name: str, real: Path) -> Shims:
+def install_shims(
+    folder: Path, linker_name: str, real: Path, others: Mapping[str, str] | None = None
+) -> Shims:
     """Write the shim for a linker that Kbuild calls by ``linker_name`` and that is ``real``.
 
     :param linker_name: ``ld.lld``, ``ld.lld-19``, or an absolute path: then make's shell is a shim too.
+    :param others: scripts that stand for further programs, by the names that Kbuild calls.
     :returns: the folder, which then holds the shims and nothing else.
     :raises UsageError: when the folder cannot be written.
     """
@@ -37,13 +41,17 @@ def install_shims(folder: Path, linker_name: str, real: Path) -> Shims:
     make_directory(folder)
     shim = folder / Path(linker_name).name
     write_whole(shim, _filled("shim.sh", REAL=real, PYTHON=sys.executable, ENTRY=entry.__file__), mode=0o755)
+    scripts = {linker_name: shim}
+    for name, text in (others or {}).items():
+        scripts[name] = folder / Path(name).name
+        write_whole(scripts[name], text, mode=0o755)
     if "/" not in linker_name:
         return Shims(folder)
     shell = _shell_with_path_aliases()
     if shell is None:
         return Shims(folder)
-    alias = f"alias {linker_name}={shlex.quote(str(shim))}"
-    write_whole(folder / "sh", _filled("shell_shim.sh", SHELL=shell, ALIAS=alias), mode=0o755)
+    aliases = "\n".join(f"alias {name}={shlex.quote(str(script))}" for name, script in scripts.items())
+    write_whole(folder / "sh", _filled("shell_shim.sh", SHELL=shell, ALIAS=aliases), mode=0o755)
     return Shims(folder, folder / "sh")
 
 

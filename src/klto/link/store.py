@@ -11,6 +11,7 @@ Layout below the cache's root::
     partitions/<partition>/<key>          an entry, a native object
     views/<name>.owner                    locked while the link lives; its partition and the machine's boot
     views/<name>/objects/llvmcache-<key>  what LLVM sees
+    views/<name>/stderr                   what the linker says, by which a killed link's errors are known
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import hashlib
 import os
 import shutil
 from contextlib import contextmanager
+
+from klto.link.output import is_tainted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +160,8 @@ class View:
         self.folder = os.path.join(root, "views", name)
         self.objects = os.path.join(self.folder, "objects")
         self.offered: dict[str, Entry] = {}
-        self.added = 0
+        #: Paths of new objects that are not to be kept: LLVM stores a module although its assembly had errors.
+        self.wrong: set[str] = set()
         self._lock = -1
 
     def __enter__(self) -> View:
@@ -176,9 +180,7 @@ class View:
             if len(self.offered) >= MOST_OFFERED:
                 break
             if self._partition.intact(entry):
-                os.symlink(
-                    self._partition.path(entry.key), os.path.join(self.objects, ENTRY_PREFIX + entry.key)
-                )
+                os.symlink(self._partition.path(entry.key), self.path(entry.key))
                 self.offered[entry.key] = entry
             elif os.path.lexists(self._partition.path(entry.key)):
                 self._partition.drop(entry.key)
@@ -188,6 +190,10 @@ class View:
                 f"{len(altered)} entries of the link cache were damaged: dropped, and made again ({altered[0]})"
             )
 
+    def path(self, key: str) -> str:
+        """Where the linker sees an entry."""
+        return os.path.join(self.objects, ENTRY_PREFIX + key)
+
     def generated(self) -> Iterator[str]:
         """Keys of the objects that this link has added so far."""
         for item in os.scandir(self.objects):
@@ -196,8 +202,9 @@ class View:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self.added = _take_over(self._partition, self.objects)
-            if self.added:
+            for path in self.wrong:
+                os.unlink(path)
+            if _take_over(self._partition, self.objects):
                 _keep_within(self._root, DEFAULT_LIMIT)
         finally:
             _remove(self.folder)
@@ -244,7 +251,7 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
                 continue
             partition, boot = owner
             try:
-                if boot == _boot_id() and partition.isalnum():
+                if boot == _boot_id() and partition.isalnum() and not is_tainted(folder):
                     count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
                     if count:
                         note(f"{count} modules that a killed link had finished are used again")

@@ -97,6 +97,8 @@ class State:
             link = self.link
             done = f", {self.generated} generated" if link.view else ""
             parts.append(f"{link.output}: {link.bitcode_inputs} bitcode modules{done}, {link.jobs} at once")
+            if link.memory_estimate:
+                parts.append(f"about {size(link.memory_estimate)} expected")
         if self.memory and self.stage in ("link", "finish"):
             parts.append(f"{size(self.memory)} ({'ld.lld' if self.stage == 'link' else self.process})")
         left = self.remaining()

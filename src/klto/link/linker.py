@@ -1,0 +1,151 @@
+"""Start the linker once and watch it: its memory, its words, whether its modules get anywhere."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from klto.link.output import Output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+#: Seconds between looks at the linker.
+_LOOK = 0.05
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Ended:
+    """How one run of the linker ended.
+
+    :ivar returncode: negative for a signal.
+    :ivar peak_bytes: its largest resident set.
+    :ivar stopped_by: the signal that klto was sent and passed on, if any.
+    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, or empty.
+    :ivar said: what it said on its standard error.
+    :ivar first_error: when its first error was seen (seconds since the epoch), None when there was none.
+    """
+
+    __slots__ = (
+        "cause",
+        "cpu_seconds",
+        "first_error",
+        "peak_bytes",
+        "returncode",
+        "said",
+        "stopped_by",
+        "wall_seconds",
+    )
+
+    def __init__(self) -> None:
+        self.returncode = -1
+        self.wall_seconds = self.cpu_seconds = 0.0
+        self.peak_bytes = 0
+        self.stopped_by: int | None = None
+        self.cause = ""
+        self.said = b""
+        self.first_error: float | None = None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Ended for want of memory: by klto's own watch, by the kernel (SIGKILL), or by its own words."""
+        return self.stopped_by is None and (
+            self.cause == "memory"
+            or (self.returncode == -signal.SIGKILL and not self.cause)
+            or (
+                self.returncode != 0
+                and (b"LLVM ERROR: out of memory" in self.said or b"bad_alloc" in self.said)
+            )
+        )
+
+
+class Linker:
+    """One run of the linker. Not klto.process: it stays in make's process group, so that whatever ends the build
+    ends it too.
+
+    :param stderr: the file for what it says; None: nowhere but on.
+    :param budget: bytes that its resident set must not pass; None: no limit.
+    :param write: where what it says goes; None: to this process's standard error.
+    :param quiet: its standard output goes the same way.
+    :param stalled: asked now and then whether its modules get nowhere any more.
+    """
+
+    def __init__(
+        self,
+        argv: list[str],
+        stderr: str | None = None,
+        budget: int | None = None,
+        stalled: Callable[[], bool] | None = None,
+        write: Callable[[bytes], object] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        actions: list[tuple[int, int, int]] = []
+        self._output = Output(stderr, write)
+        self._budget, self._stalled = budget, stalled
+        self._begun = time.monotonic()
+        actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
+        if quiet:
+            actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 1))
+        self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
+        self._ended = Ended()
+        self._forward_signals()
+
+    def wait(self) -> Ended:
+        """Wait for it, watching."""
+        ended, before = self._ended, 0
+        pidfd = os.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while not poll.poll(_LOOK * 1000):
+            self._output.pump()
+            if ended.cause or ended.stopped_by:
+                continue
+            if self._budget is not None:
+                now = _resident(self.pid)
+                # What it grew by since the last look it may grow by until the next.
+                if now + max(0, now - before) > self._budget:
+                    self._end("memory")
+                before = now
+            if self._stalled is not None and self._stalled():
+                self._end("timeout")
+        os.close(pidfd)
+        _, status, used = os.wait4(self.pid, 0)
+        ended.returncode = os.waitstatus_to_exitcode(status)
+        ended.wall_seconds = time.monotonic() - self._begun
+        ended.cpu_seconds = used.ru_utime + used.ru_stime
+        ended.peak_bytes = used.ru_maxrss * 1024  # KiB on Linux, getrusage(2)
+        ended.said = self._output.close()
+        ended.first_error = self._output.first_error
+        return ended
+
+    def _end(self, cause: str) -> None:
+        self._ended.cause = cause
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _forward_signals(self) -> None:
+        """Pass TERM, INT and HUP on to the linker."""
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            self._ended.stopped_by = number
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return  # It has just ended by itself.
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, forward)
+
+
+def _resident(pid: int) -> int:
+    """Bytes resident now (/proc/PID/statm, Documentation/filesystems/proc.rst)."""
+    try:
+        with open(f"/proc/{pid}/statm") as stream:
+            return int(stream.read().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
