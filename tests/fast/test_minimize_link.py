@@ -12,6 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from klto.kernel.toolchain import find_toolchain
+from klto.kernel.tree import KernelTree
+from klto.record import read_record
+from klto.search.bitcode_link import Linker, read_link
+from klto.search.link_spaces import ObjectsOutcome
+from klto.search.minimise_link import OfKernels
+from klto.search.oracles import Builder
+from klto.search.runner import Runner
+from klto.search.verdicts import Verdict
 from tests.conftest import Klto, klto_environment
 from tests.fake_kernel import make_fake_kernel, thin_config
 
@@ -59,12 +68,38 @@ def test_two_objects_that_fail_together(kernel: tuple[Path, Path], klto: Klto, t
 
 
 def test_what_must_be_left_out(kernel: tuple[Path, Path], klto: Klto) -> None:
-    _, build_dir = kernel
-    done = klto("minimize", "objects", "-b", build_dir, "--find", "leave-out", "--run", "sh", "-c", ORACLE)
+    tree, build_dir = kernel
+    arguments = ("minimize", "objects", "-C", tree, "-b", build_dir, "--find", "leave-out")
+    done = klto(*arguments, "--run", "sh", "-c", ORACLE)
     assert done.status == 0, done.err
     assert done.out.startswith("well with 1 of 6 modules left out of LTO")
     assert "init/part2.o" in done.out or "init/part3.o" in done.out
     assert "unconfirmed" in done.out
+    done = klto(*arguments, "--confirm", "--run", "sh", "-c", ORACLE)
+    assert "a real build with --no-lto init/part2.o: passes" in done.out
+
+
+def test_a_whole_kernel_with_objects_left_out_compiles_nothing(
+    kernel: tuple[Path, Path], llvm_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{llvm_bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tree, build_dir = kernel
+    runner, toolchain = Runner(), find_toolchain(request=str(llvm_bin))
+    linker = Linker(read_link(build_dir), toolchain, tmp_path, runner, 1)
+    options = ("-C", str(tree), "-t", "llvm")
+    builder = Builder(KernelTree.open(tree, "x86_64"), options, runner, tmp_path / "copy")
+    kernels = OfKernels(linker, builder, lambda: (Verdict.PASSES, "was built"))
+    calls = {}
+    for left_out in ((), ("init/part3.o",), ("init/part2.o", "init/part3.o"), ()):
+        assert kernels.objects(ObjectsOutcome("", "", left_out)) == (Verdict.PASSES, "was built")
+        record = read_record(tmp_path / "copy/.klto/record.json")
+        assert record.objects_compiled == 0
+        relocations = subprocess.run(
+            [llvm_bin / "llvm-readelf", "-rW", tmp_path / "copy/vmlinux.o"], capture_output=True, text=True
+        )
+        calls[left_out] = "PLT32" in relocations.stdout and " part3 " in relocations.stdout
+    assert calls == {(): False, ("init/part3.o",): True, ("init/part2.o", "init/part3.o"): True}
 
 
 def test_which_linker_option_matters(kernel: tuple[Path, Path], klto: Klto) -> None:

@@ -7,11 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from klto.kernel.tree import KernelTree
     from klto.search.bitcode_link import Linker
     from klto.search.choose import OracleRequest
     from klto.search.minimise_link import LinkResult, LinkSearch, OfKernels, OfLinks
+    from klto.search.oracles import Builder
     from klto.search.runner import Runner
+    from klto.search.verdicts import Verdict
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +63,7 @@ def _oracle(
     request: OracleRequest, linker: Linker, tree: KernelTree | None, runner: Runner
 ) -> OfLinks | OfKernels:
     from klto.errors import UsageError
-    from klto.search.choose import builder_of, building_judge, command_of
+    from klto.search.choose import builder_of, command_of
     from klto.search.likeness import read_failure
     from klto.search.minimise_link import CommandOnLink, LinkFailsLike, OfKernels, OfLinks
     from klto.search.oracles import Places
@@ -72,7 +76,17 @@ def _oracle(
     if tree is None:
         raise UsageError("this oracle builds: it needs the kernel tree", "name it with -C DIR")
     builder = builder_of(request, tree, linker.toolchain, runner, linker.folder / "build")
-    return OfKernels(linker, builder, building_judge(request, builder)[0])
+    return OfKernels(linker, builder, _looks_at(request, builder))
+
+
+def _looks_at(request: OracleRequest, builder: Builder) -> Callable[[], tuple[Verdict, str]]:
+    """The oracle for a kernel that has been built."""
+    from klto.search.minimise_link import boots
+    from klto.search.oracles import finds
+
+    if request.rule is not None:
+        return partial(finds, builder, request.rule)
+    return partial(boots, builder, request.timeout)
 
 
 def _link_only(oracle: OfLinks | OfKernels) -> OfLinks:
@@ -97,7 +111,7 @@ def _confirmed(
     if not args.confirm:
         return False, "unconfirmed: --confirm builds once with --no-lto"
     from klto.errors import UsageError
-    from klto.search.choose import builder_of, building_judge
+    from klto.search.choose import builder_of
     from klto.search.minimise_link import OfLinks, confirm
 
     if tree is None:
@@ -106,9 +120,9 @@ def _confirmed(
     linker = oracle.linker
     builder = builder_of(request, tree, linker.toolchain, linker.runner, linker.folder / "confirm")
     if isinstance(oracle, OfLinks):
-        return confirm(builder, linker.link.build_dir, left_out, partial(oracle.judge, True))
-    judge = building_judge(request, builder)[0]
-    return confirm(builder, linker.link.build_dir, left_out, lambda build_dir: judge(None))
+        return confirm(builder, linker.link, left_out, partial(oracle.judge, True))
+    look = _looks_at(request, builder)
+    return confirm(builder, linker.link, left_out, lambda build_dir: look())
 
 
 def _print(

@@ -197,3 +197,16 @@ def backend_options(link: VmlinuxLink, module: str) -> list[str]:
             kept.append(word)
     # The rest of the command's options concern C; clang says so of each that does not apply.
     return [*kept, "-Wno-unused-command-line-argument", "-w"]
+
+
+def source_of(link: VmlinuxLink, module: str, tree: Path) -> str:
+    """The source file that a module was compiled from, relative to the tree (``source_*`` of its saved command,
+    scripts/basic/fixdep.c); the module itself where that is not told."""
+    folder, name = os.path.split(module)
+    saved = link.build_dir / folder / f".{name}.cmd"
+    found = (
+        re.search(r"(?m)^source_\S+ := (\S+)$", saved.read_text("utf-8", "replace"))
+        if saved.exists()
+        else None
+    )
+    return os.path.relpath(link.build_dir / found[1], tree) if found else module

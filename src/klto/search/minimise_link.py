@@ -12,10 +12,11 @@ from typing import Protocol
 import msgspec
 
 from klto import process
-from klto.errors import UsageError
+from klto.errors import ProofError, UsageError
 from klto.files import make_directory, write_whole
 from klto.objects.kind import kind_of
-from klto.search.bitcode_link import Linker, VmlinuxLink
+from klto.record import read_record
+from klto.search.bitcode_link import Linker, VmlinuxLink, source_of
 from klto.search.engine import Oracle, Progress, Search
 from klto.search.likeness import Failure, read_failure
 from klto.search.link_spaces import FlagsOutcome, FlagsSpace, ObjectsOutcome, ObjectsSpace
@@ -95,14 +96,22 @@ class OfKernels:
 
     linker: Linker
     builder: Builder
-    judge: Callable[[bytes | None], tuple[Verdict, str]]
+    judge: Callable[[], tuple[Verdict, str]]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def objects(self, outcome: ObjectsOutcome) -> tuple[Verdict, str]:
         """Judge a set of modules that are left out."""
         with self._lock:
             self.install(outcome.left_out)
-            return self.judge(None)
+            ran = self.builder.build(None)
+            if ran.status != 0 and not self._is_whole():
+                return Verdict.UNRESOLVED, self.builder.last_line(ran)
+            return self.judge()
+
+    def _is_whole(self) -> bool:
+        """Whether the build came to its verification, which rightly finds objects that are not bitcode."""
+        record = read_record(self.builder.build_dir / ".klto" / "record.json")
+        return bool(record.stages) and record.stages[-1].name == "verify"
 
     def install(self, left_out: Sequence[str]) -> None:
         """Bring the copy's objects into the state that is asked for; the copy is made when it is not there."""
@@ -116,6 +125,16 @@ class OfKernels:
                 shutil.copyfile(native[module], here)
             elif kind_of(here) != "bitcode":
                 shutil.copyfile(origin / module, here)
+
+
+def boots(builder: Builder, timeout: float | None) -> tuple[Verdict, str]:
+    """Whether the kernel in the build dir boots."""
+    deadline = [] if timeout is None else ["--timeout", f"{timeout:g}"]
+    ran = builder.klto("boot", "-a", builder.tree.arch, *deadline)
+    if ran.status == 0:
+        return Verdict.PASSES, "boots"
+    verdict = Verdict.FAILS if ran.status == ProofError.exit_status else Verdict.UNRESOLVED
+    return verdict, builder.last_line(ran)
 
 
 def copy_build_dir(origin: Path, copy: Path) -> None:
@@ -247,16 +266,17 @@ class LinkSearch:
 
 
 def confirm(
-    builder: Builder, origin: Path, left_out: Sequence[str], judge: Callable[[Path], tuple[Verdict, str]]
+    builder: Builder, link: VmlinuxLink, left_out: Sequence[str], judge: Callable[[Path], tuple[Verdict, str]]
 ) -> tuple[bool, str]:
     """A real build without LTO of these modules, in a copy of the build dir; whether it is well, and why."""
-    copy_build_dir(origin, builder.build_dir)
-    words = [word for module in left_out for word in ("--no-lto", module)]
+    copy_build_dir(link.build_dir, builder.build_dir)
+    sources = [source_of(link, module, builder.tree.path) for module in left_out]
+    words = [word for source in sources for word in ("--no-lto", source)]
     ran = builder.build(None, *words)
     if ran.status != 0:
         return False, f"not confirmed: klto build --no-lto: {builder.last_line(ran)}"
     verdict, said = judge(builder.build_dir)
     return (
         verdict is Verdict.PASSES,
-        f"a real build with --no-lto {' '.join(left_out)}: {verdict.value} ({said})",
+        f"a real build with --no-lto {' '.join(sources)}: {verdict.value} ({said})",
     )

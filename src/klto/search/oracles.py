@@ -228,6 +228,17 @@ def check_findings(builder: Builder) -> list[CheckFinding] | None:
         return None
 
 
+def finds(builder: Builder, rule: str) -> tuple[Verdict, str]:
+    """Whether ``klto check`` has a finding of a rule in what is built."""
+    found = check_findings(builder)
+    if found is None:
+        return Verdict.UNRESOLVED, "klto check could not say"
+    mine = [f for f in found if f.rule == rule]
+    if not mine:
+        return Verdict.PASSES, f"no {rule}"
+    return Verdict.FAILS, f"{len(mine)} {rule}: {mine[0].artifact} {mine[0].symbol or ''}".strip()
+
+
 @dataclass
 class CheckFinds:
     """Fails when ``klto check`` has a finding of a rule."""
@@ -240,13 +251,7 @@ class CheckFinds:
         ran = self.builder.build(config)
         if ran.status not in (0, 3):
             return Verdict.UNRESOLVED, self.builder.last_line(ran)
-        found = check_findings(self.builder)
-        if found is None:
-            return Verdict.UNRESOLVED, self.builder.last_line(ran)
-        mine = [f for f in found if f.rule == self.rule]
-        if not mine:
-            return Verdict.PASSES, f"no {self.rule}"
-        return Verdict.FAILS, f"{len(mine)} {self.rule}: {mine[0].artifact} {mine[0].symbol or ''}".strip()
+        return finds(self.builder, self.rule)
 
 
 @dataclass
