@@ -228,7 +228,11 @@ def _oracle_of_options(
 
 
 def _print_options(args: argparse.Namespace, question: OptionsQuestion, result: OptionsResult) -> None:
-    again = f"klto build -C {question.tree.path} -k {question.best_config} --lto keep -b DIR"
+    from klto.process import quote
+
+    again = quote(
+        ["klto", "build", "-C", question.tree.path, "-k", question.best_config, "--lto", "keep", "-b", "DIR"]
+    )
     if args.json:
         import json
 
@@ -248,11 +252,17 @@ def _print_options(args: argparse.Namespace, question: OptionsQuestion, result: 
         }
         print(json.dumps(told, indent=2))
         return
-    print(f"{len(result.changes)} of {result.of} options matter ({_calls(result.calls, result.remembered)}):")
+    helpers = [change for change in result.changes if change.name in result.needed_by]
+    also = f", and {len(helpers)} that kconfig needs for them" if helpers else ""
+    count = len(result.changes) - len(helpers)
+    print(f"{count} of {result.of} options matter{also} ({_calls(result.calls, result.remembered)}):")
     for change in result.changes:
-        needed = result.needed_by.get(change.name)
-        why = f"   kconfig needs it for {', '.join(needed)}" if needed else ""
-        print(f"  CONFIG_{change.name}={change.bad}   good: {change.good}{why}")
+        if change not in helpers:
+            print(f"  {change.line()}   good: {change.good}")
+    for change in helpers:
+        print(
+            f"  {change.line()}   good: {change.good}   needed for {', '.join(result.needed_by[change.name])}"
+        )
     print(f"fragment  {question.best_fragment}\n.config   {question.best_config}\nagain     {again}")
 
 
