@@ -131,6 +131,16 @@ def test_a_kernel_that_fails_without_lto_too(kernel: tuple[Path, Path], klto: Kl
     assert "with every module left out of LTO: fails" in done.err
 
 
+def test_among_some(kernel: tuple[Path, Path], klto: Klto) -> None:
+    _, build_dir = kernel
+    arguments = ("minimize", "objects", "-b", build_dir, "--json", "--among", "*/part[23].o")
+    told = json.loads(klto(*arguments, "--run", "sh", "-c", ORACLE).out)
+    assert (told["of"], told["found"], told["backends"]) == (2, ["init/part2.o", "init/part3.o"], 2)
+    done = klto("minimize", "objects", "-b", build_dir, "--among", "mm/*", "--run", "true")
+    assert done.status == 2
+    assert "no bitcode module is named mm/*" in done.err
+
+
 def test_no_kernel(klto: Klto, tmp_path: Path) -> None:
     done = klto("minimize", "objects", "-b", tmp_path, "--run", "true")
     assert done.status == 2

@@ -63,6 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="flags: an option of the linker to try, as --flag=-OPTION (default: a list of klto's); repeatable",
     )  # fmt: skip
     parser.add_argument(
+        "--among", metavar="PATTERN", action="append", default=[],
+        help="objects: look among these ('mm/*'), all others stay in LTO; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--confirm", action="store_true", help="objects: build once with --no-lto, in a copy, and judge that"
     )
     oracle = parser.add_argument_group("oracle")

@@ -44,12 +44,12 @@ def run(args: argparse.Namespace) -> int:
     flags = tuple(args.flags) or DEFAULT_FLAGS
     state = args.state or user_cache_dir() / "minimize" / question_id(
         args.what, str(build_dir), link.identity, toolchain.clang_text, *request.identity,
-        *([args.find] if args.what == "objects" else flags),
+        *([args.find, *args.among] if args.what == "objects" else flags),
     )  # fmt: skip
     state = state.absolute()
     runner, watcher = Runner(), Watcher(args.quiet)
     linker = Linker(link, toolchain, state, runner, args.jobs or default_jobs())
-    search = LinkSearch(link, state, watcher, watcher.note, runner.stop, args.calls)
+    search = LinkSearch(link, state, watcher, watcher.note, runner.stop, args.calls, tuple(args.among))
     oracle = _oracle(request, linker, tree, runner)
     if args.what == "flags":
         result = search.flags(_link_only(oracle).flags, flags)

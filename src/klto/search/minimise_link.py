@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
@@ -186,6 +187,24 @@ class LinkSearch:
     note: Callable[[str], None]
     stop: Callable[[], None]
     limit: int | None = None
+    #: Patterns (fnmatch): objects: only these modules are items, the others stay in LTO.
+    among: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that are items.
+
+        :raises UsageError: there are none.
+        """
+        if not self.among:
+            return self.link.bitcode
+        found = tuple(m for m in self.link.bitcode if any(fnmatchcase(m, p) for p in self.among))
+        if not found:
+            raise UsageError(
+                f"no bitcode module is named {' or '.join(self.among)}",
+                "patterns are like 'mm/*' or 'fs/ext4/*.o'",
+            )
+        return found
 
     def objects(self, oracle: Oracle[ObjectsOutcome], find: str) -> LinkResult:
         """The smallest set of modules.
@@ -194,7 +213,7 @@ class LinkSearch:
             for the kernel to be well.
         :raises UsageError: the kernel does not fail with LTO, or fails with every module left out.
         """
-        modules = self.link.bitcode
+        modules = self.modules
         enough = find == "enough"
         space = ObjectsSpace(modules, in_lto=enough)
         self.note(f"{space.count} bitcode modules; state: {self.state}")
@@ -214,7 +233,7 @@ class LinkSearch:
             if without.verdict is not Verdict.PASSES:
                 raise UsageError(
                     f"with every module left out of LTO: {without.verdict.value} ({without.evidence})",
-                    "it is not LTO of vmlinux.o's modules that makes it fail",
+                    "it is not LTO of these modules that makes it fail",
                 )
             found = search.minimise()
             cures = self._cures(search, found, oracle, memory) if enough else ()
@@ -229,12 +248,13 @@ class LinkSearch:
         memory: Memory,
     ) -> tuple[str, ...]:
         """Which of the modules found, left out alone with all others in LTO, make the kernel well."""
-        space = ObjectsSpace(self.link.bitcode, in_lto=False)
+        modules = self.modules
+        space = ObjectsSpace(modules, in_lto=False)
         singles = Search(space, oracle, memory, lambda chosen, outcome: None, self.watch, self.stop)
         singles.calls = search.calls
         cures = [n for n in sorted(found) if singles.judge(frozenset([n])).verdict is Verdict.PASSES]
         search.calls, search.remembered = singles.calls, search.remembered + singles.remembered
-        return tuple(self.link.bitcode[number] for number in cures)
+        return tuple(modules[number] for number in cures)
 
     def flags(self, oracle: Oracle[FlagsOutcome], flags: Sequence[str]) -> LinkResult:
         """The options that matter: each that alone changes the verdict; where none does, the smallest set.
