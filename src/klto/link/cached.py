@@ -23,6 +23,19 @@ ENV_CACHE = "KLTO_CACHE"
 #: lld's options for LLVM's own cache (lld/ELF/Options.td): whoever gives them has made other arrangements.
 _OWN_CACHE = ("thinlto-cache-dir", "plugin-opt=cache-dir")
 
+#: lld's options that make backends leave files of their own (lld/ELF/Options.td, 14 to 22): a module from the cache
+#: would leave none.
+_OWN_RESULTS = frozenset(
+    (
+        *("lto-obj-path", "plugin-opt=obj-path", "obj-path", "save-temps", "plugin-opt=save-temps"),
+        *("thinlto-index-only", "plugin-opt=thinlto-index-only", "plugin-opt=stats-file", "stats-file"),
+        *("opt-remarks-filename", "plugin-opt=opt-remarks-filename", "plugin-opt=dwo_dir", "lto-emit-asm"),
+        *("plugin-opt=emit-asm", "lto-emit-llvm", "plugin-opt=emit-llvm", "thinlto-emit-index-files"),
+        *("thinlto-emit-imports-files", "plugin-opt=thinlto-emit-imports-files", "thinlto-single-module"),
+        *("lto-debug-pass-manager", "plugin-opt=debug-pass-manager", "plugin-opt=dwo_dir", "reproduce"),
+    )
+)
+
 #: LLVM is not to prune a view: entries in it are links to klto's store, which is pruned as a whole.
 _POLICY = "prune_interval=8760h:prune_after=0s:cache_size=0%"
 
@@ -42,7 +55,7 @@ class CachedLink:
         self._replaced: dict[str, str] = {}
 
     def __enter__(self) -> CachedLink:
-        if self._request.sets(*_OWN_CACHE):
+        if self._request.sets(*_OWN_CACHE, *_OWN_RESULTS):
             return self
         try:
             self._prepare()

@@ -161,8 +161,12 @@ def estimate_finish(
     """
     seen = [each for each in measured(path, "finish") if each.get("bitcode", 0) > 0]
     if seen:
-        ratio = sorted(each["peak"] / each["bitcode"] for each in seen)[len(seen) // 2]
-        return str(seen[-1].get("process", "?")), int(ratio * bitcode_bytes)
+        # A kernel of like size says most: debug information makes bitcode large and objtool hardly larger.
+        like = min(
+            reversed(seen),
+            key=lambda each: max(each["bitcode"], bitcode_bytes) / min(each["bitcode"], bitcode_bytes),
+        )
+        return str(like.get("process", "?")), int(like["peak"] / like["bitcode"] * bitcode_bytes)
     return ("objtool", int(_PER_OBJTOOL * bitcode_bytes)) if objtool else None
 
 

@@ -100,8 +100,14 @@ class LinkRequest:
         self.words = words
 
     def sets(self, *names: str) -> bool:
-        """Whether one of the options ``--name`` or ``--name=...`` is given, with one dash or two."""
-        given = {option.lstrip("-").partition("=")[0] for option in self.options}
+        """Whether one of the options ``--name`` or ``--name=...`` is given, with one dash or two.
+
+        ``plugin-opt=name`` stands for ``--plugin-opt=name`` and ``--plugin-opt=name=...``.
+        """
+        given = set()
+        for option in self.options:
+            name, _, value = option.lstrip("-").partition("=")
+            given |= {name, f"{name}={value.partition('=')[0]}"}
         return any(name in given for name in names)
 
 
