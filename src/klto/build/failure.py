@@ -9,7 +9,8 @@ from klto.build.make import MakeResult
 from klto.errors import BuildError
 from klto.events import LinkFinished, LinkStarted
 from klto.kernel.kbuild import MakeFailure, find_failures
-from klto.process import describe_status
+from klto.process import describe_status, quote
+from klto.report.explanations import short
 from klto.report.units import size
 
 #: Failing targets to show; make runs several jobs, and all that ran may fail.
@@ -22,8 +23,9 @@ def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
     :param again: the command line that repeats the run.
     """
     failures = find_failures(result.lines)
+    known = _known(result, log)
     killed = next((link for link in result.links if link[1] and link[1].returncode == -signal.SIGKILL), None)
-    hints = [f"log: {log}", f"again: {again}"]
+    hints = [*known, f"log: {log}", f"again: {again}"]
     if result.blamed:
         return _blamed(result, hints)
     if killed is not None and killed[1] is not None:
@@ -43,6 +45,14 @@ def explain_failure(result: MakeResult, log: Path, again: str) -> BuildError:
     others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     message = f"{first.target} failed: {first.reason}{others}"
     return BuildError(message, "\n".join(hints), _details(failures))
+
+
+def _known(result: MakeResult, log: Path) -> tuple[str, ...]:
+    """What is known of the failure, in a few lines, with the command that says all of it."""
+    from klto.explain import explain_log
+
+    lines = short(explain_log(result.lines))
+    return (*lines, f"all of it: klto explain -b {quote([str(log.parent.parent)])}") if lines else ()
 
 
 def _blamed(result: MakeResult, hints: list[str]) -> BuildError:

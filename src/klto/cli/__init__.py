@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "hunt": ("hunt", "build random configurations, and keep what failed: explained and minimised"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "initcalls": ("initcalls", "print the linker script that orders initcalls"),
+    "explain": ("explain", "name the failure in a build or boot log, its cause and its remedy"),
     "ksyms": ("ksyms", "say which exported symbols kernel modules need, and trim the others"),
 }
 

@@ -8,8 +8,10 @@ import re
 ERROR_LITERALS = frozenset(
     (
         b" error: ", b":error: ", b"ERROR: ", b" Error: ", b"Error 1\n", b"fatal error", b"LLVM ERROR",
-        b"FAILED: ", b": *** [", b"  Stop.", b" Killed", b"Segmentation fault", b"undefined reference",
-        b"ssertion `", b"ssertion fail", b"PLEASE submit a bug", b"Kernel panic - not", b"kernel BUG at ",
+        b"FAILED: ", b": *** [", b"  Stop.", b" Killed", b"Segmentation fault", b"multiple definition of ",
+        b"undefined reference",
+        b"ssertion `", b"ssertion fail", b"PLEASE submit a bug", b"Kernel panic - not", b"BUG: kernel ",
+        b"BUG: unable ", b"BUG: KASAN", b"BUG: KFENCE", b"kernel BUG at ",
         b"Internal error: ", b"unable to handle", b"Unable to handle", b"general protection",
         b"command not found", b"No rule to make target", b"CFI failure", b"WARNING: CPU: ",
         b"unknown symbol", b"Unknown symbol", b"no space left", b"No space left", b"Bus error",
@@ -26,7 +28,9 @@ _PREFIX = re.compile(r"^(?:[>|#\s]|\d{4}-\d\d-\d\dT[\d:.,+Z-]+|<\d+>|\[[\s\d.T:-
 _ERROR = re.compile(
     r"(?:^|[\s:;])(?:fatal )?error: |\bERROR: |\b(?:Fatal |Internal )?[Ee]rror: |\bLLVM ERROR\b|\bFAILED: |\bFATAL: "
     r"|^fatal: |: \*\*\* |\bKilled\b|\bSegmentation fault\b|\bBus error\b|\bAborted\b|undefined reference"
-    r"|\b[Aa]ssertion (?:'|`|fail)|PLEASE submit a bug|Kernel panic - not|\bkernel BUG at |\bnable to handle "
+    r"|multiple definition of "
+    r"|\b[Aa]ssertion (?:'|`|fail)|PLEASE submit a bug|Kernel panic - not|\bkernel BUG at "
+    r"|\bBUG: (?:kernel |unable |KASAN|KFENCE)|\bnable to handle "
     r"|[Uu]nable to handle |\bgeneral protection|command not found|No rule to make target|\bCFI failure"
     r"|\bWARNING: CPU: |[Uu]nknown symbol\b|[Nn]o space left|\bcannot (?:find|open) |file (?:format )?not recognized"
     r"|\bnot recognized as|Out of memory: |disagrees about version|Exec format error|internal compiler error"
@@ -36,12 +40,16 @@ _ERROR = re.compile(
 _HARMLESS = re.compile(
     r"(?:^|\s)-W(?:no-)?error|\b0 errors?\b|ignored\)?$|\*\*\* (?:Waiting for unfinished|Deleting )"
     r"|^\s+(?:CC|LD|AR|AS|HOSTCC|GEN|OBJCOPY|CHK|UPD|LTO)\b|\berrors?=remount|\*\*\* (?:Configuration|Execute|End of)"
-    r"|savedcmd_|cmd_\S+ := |\*\*\* (?:Default|Please)"
+    r"|ACPI (?:BIOS )?(?:Error|Exception)|savedcmd_|cmd_\S+ := |\*\*\* (?:Default|Please)"
 )
 _CONSEQUENCE = re.compile(
-    r"too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
-    r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated|clang(?:\+\+)?: error: (?:clang frontend|linker)"
-    r"|unable to execute command|PLEASE ATTACH THE FOLLOWING|Please, consider renaming|run standard error"
+    r"Kernel panic - not syncing: (?:Fatal exception|Oops|BRK handler)"
+    r"|too many errors emitted, stopping now|linker command failed with exit code|ld(?:\.lld)? returned \d+ exit status"
+    r"|Failed to rename temporary file|: \*\*\* \[|compilation terminated"
+    r"|clang(?:\+\+)?: error: (?:clang frontend|linker)"
+    r"|unable to execute command|PLEASE submit a bug report|Failed to encode BTF|failed to attach (?:kprobe|BPF)"
+    r"|at least one side of the expression must be absolute|PLEASE ATTACH THE FOLLOWING|Please, consider renaming"
+    r"|run standard error"
 )
 _WARNING = re.compile(r"(?:^|[\s:])(?:warning|WARNING|Warning): ")
 
@@ -56,7 +64,9 @@ def is_error(text: str) -> bool:
     bare = without_prefix(text)
     if not _ERROR.search(bare) or _HARMLESS.search(bare):
         return False
-    return not (_WARNING.search(bare) and "WARNING: CPU: " not in bare and not re.search(r"\berror: |ERROR: ", bare))
+    return not (
+        _WARNING.search(bare) and "WARNING: CPU: " not in bare and not re.search(r"\berror: |ERROR: ", bare)
+    )
 
 
 def is_consequence(text: str) -> bool:

@@ -6,7 +6,6 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 
 import msgspec
@@ -30,7 +29,7 @@ class Clause(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     :ivar literal: text that every such line holds, at least seven bytes; one of several.
     :ivar pattern: regular expression, searched in the cleaned line; named groups are captures.
     :ivar unless: patterns of which none may be found in that line.
-    :ivar within: for ``near``: lines above and below where it is looked for.
+    :ivar within: for ``near`` and ``not_near``: lines above and below where it is looked for.
     """
 
     literal: str | list[str]
@@ -57,10 +56,12 @@ class Signature(Clause, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     :ivar confidence: that it is this failure when the line is there.
     :ivar near: further lines, all of which must be near it. Their captures count too.
+    :ivar not_near: lines none of which may be near it.
     """
 
     confidence: str = "high"
     near: list[Clause] = []
+    not_near: list[Clause] = []
 
 
 class RemedyText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,10 +125,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for signature in self.match:
             yield signature
             yield from signature.near
+            yield from signature.not_near
         yield from self.never
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(pattern: str) -> re.Pattern[str]:
     """A pattern, compiled when it is first needed."""
     return re.compile(pattern)

@@ -8,7 +8,7 @@ One pass over 100 MB takes about 0.2 s (bench/explain.py); a search per literal 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,48 +32,61 @@ class Literals:
 
     def __init__(self, literals: Sequence[bytes]) -> None:
         self.literals = tuple(literals)
-        owners: dict[int, list[tuple[int, int]]] = {}
-        self._spans: list[tuple[int, np.uint64]] = []
-        for number, literal in enumerate(self.literals):
+        self._spans: list[tuple[int, bytes]] = []
+        for literal in self.literals:
             if len(literal) < SPAN:
                 raise ValueError(f"{literal!r} is shorter than {SPAN} bytes")
             start = _rarest(literal)
-            span = literal[start : start + SPAN]
-            self._spans.append((start, np.uint64(int.from_bytes(span, "little"))))
+            self._spans.append((start, literal[start : start + SPAN]))
+        self._left = set(range(len(self.literals)))
+        self._make_table()
+
+    def _make_table(self) -> None:
+        owners: dict[int, list[tuple[int, int]]] = {}
+        for number in sorted(self._left):
+            span = self._spans[number][1]
             for shift in range(SPAN - _WORD + 1):
                 word = int.from_bytes(span[shift : shift + _WORD], "little")
                 owners.setdefault(word, []).append((number, shift))
         self._words = np.array(sorted(owners), np.uint32)
-        self._owners = [owners[int(word)] for word in self._words]
+        self._owners = [owners[word] for word in sorted(owners)]
         self._table = np.zeros(1 << 32 - int(_SHIFT), np.bool_)
         self._table[(self._words * _FACTOR) >> _SHIFT] = True
 
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Look for these no more: they are so frequent that each place costs more than it tells."""
+        self._left -= set(numbers)
+        self._make_table()
+
     def find(self, data: bytes, begin: int, end: int) -> dict[int, NDArray[np.int64]]:
-        """Where literals begin in ``data[begin:end]``, sorted; by their first seven bytes that count, so that a
-        caller compares the rest. After the last of those must come eight more bytes of whatever value."""
+        """Where literals begin in ``data[begin:end]``, by their seven bytes only: a caller compares the rest. After
+        the last of those must come eight more bytes of whatever value."""
         if not len(self._words) or end <= begin:
             return {}
-        # From a little before, since the literal's seven bytes may lie anywhere in it; to a little after.
+        # All of the data: a literal's seven bytes may lie anywhere in it.
         words = np.frombuffer(data, np.dtype("<u4"), len(data) // _WORD)
-        places = np.flatnonzero(self._table[(words * _FACTOR) >> _SHIFT])
+        slots = words * _FACTOR
+        slots >>= _SHIFT
+        places = np.flatnonzero(self._table[slots])
         if not len(places):
             return {}
         found = words[places]
         owner = np.minimum(np.searchsorted(self._words, found), len(self._words) - 1)
         exact = self._words[owner] == found
-        places, owner = places[exact].astype(np.int64) * _WORD, owner[exact]
+        places, owner = places[exact] * _WORD, owner[exact]
         eights = np.ndarray((max(0, len(data) - 7),), np.dtype("<u8"), data, strides=(1,))
         starts: dict[int, list[NDArray[np.int64]]] = {}
-        for which in np.unique(owner).tolist():
+        for which in np.flatnonzero(np.bincount(owner)).tolist():
             here = places[owner == which]
             for number, shift in self._owners[which]:
                 offset, span = self._spans[number]
                 at = here - shift
                 at = at[(at - offset >= begin) & (at - offset < end) & (at < len(eights))]
-                at = at[(eights[at] & _SPAN_MASK) == span] - offset
+                at = at[(eights[at] & _SPAN_MASK) == int.from_bytes(span, "little")] - offset
                 if len(at):
                     starts.setdefault(number, []).append(at)
-        return {number: np.unique(np.concatenate(parts)) for number, parts in starts.items()}
+        # Of the four words that can lead to an occurrence one is at a multiple of four: none is found twice.
+        return {number: np.sort(np.concatenate(parts)) for number, parts in starts.items()}
 
 
 def _rarest(literal: bytes) -> int:

@@ -14,10 +14,14 @@ from klto.explain.source import Window
 MAX_HITS = 64
 #: Lines with one literal that are read; those after them are counted by the literal alone.
 MAX_READ = 1500
+#: Literals too frequent to be read that are counted still: each costs 0.05 s for 100 MB.
+MAX_COUNTED = 16
 #: Error lines kept, and kinds of warnings.
 MAX_ERRORS, MAX_FOLDED = 400, 200
 #: Lines kept above and below an error line.
 ABOVE, BELOW = 3, 4
+#: The kernel's first line says which it is and who compiled it (init/version.c).
+BANNER = b"Linux version "
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,29 @@ class _Line:
 
 
 class Matcher:
-    """Fed with windows in order; holds what was found."""
+    """Fed with windows in order; holds what was found.
+
+    :ivar errors: error lines in order, the first :data:`MAX_ERRORS`.
+    :ivar folds: warnings by what they have in common.
+    :ivar folds_exact: whether every warning was read; they are counted no more when there are too many.
+    :ivar banner: the kernel's first line, if the log has it.
+    """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.tallies: dict[int, Tally] = {}
         self.errors: list[ErrorLine] = []
         self.folds: dict[str, Fold] = {}
-        self.lines = 0
+        self.banner = ""
+        self.folds_exact = True
         self._clauses: dict[bytes, list[Clause]] = {}
         for entry in entries:
             for clause in entry.clauses():
                 for literal in clause.literals:
                     self._clauses.setdefault(literal, []).append(clause)
-        words = sorted(set(self._clauses) | set(ERROR_LITERALS) | set(WARNING_LITERALS))
+        words = sorted(set(self._clauses) | ERROR_LITERALS | WARNING_LITERALS | {BANNER})
         self._literals = Literals(words)
         self._read = [0] * len(words)
+        self._frequent: list[int] = []
         self._last_error = self._last_warning = 0
 
     def tally(self, clause: Clause) -> Tally:
@@ -91,19 +103,35 @@ class Matcher:
 
     def feed(self, window: Window) -> None:
         """Search one window."""
+        for number in self._frequent:
+            count = window.data.count(self._literals.literals[number], window.begin, window.end)
+            self._unread(self._literals.literals[number], count)
         found = self._literals.find(window.data, window.begin, window.end)
         events: list[tuple[int, int]] = []
+        full: dict[int, int] = {}
         for number, places in found.items():
             literal = self._literals.literals[number]
-            room = max(0, MAX_READ - self._read[number])
+            room = MAX_READ - self._read[number]
             self._read[number] += len(places)
-            events.extend((at, number) for at in places[:room].tolist() if window.data.startswith(literal, at))
+            events.extend(
+                (at, number) for at in places[:room].tolist() if window.data.startswith(literal, at)
+            )
             if len(places) > room:
-                begin = int(places[room])
-                self._unread(literal, window.data.count(literal, begin, window.end))
+                full[number] = window.data.count(literal, int(places[room]), window.end)
         for line, literals in _by_line(window, sorted(events)):
             self._line(window, line, [self._literals.literals[number] for number in literals])
-        self.lines = window.line + window.data.count(b"\n", window.begin, window.end)
+        if full:
+            self._too_many(full)
+
+    def _too_many(self, full: Mapping[int, int]) -> None:
+        """Read these literals' lines no more; their counts of unread occurrences come with them."""
+        self._literals.drop(full)
+        literals = self._literals.literals
+        self.folds_exact &= WARNING_LITERALS.isdisjoint(literals[number] for number in full)
+        for number, count in full.items():
+            self._unread(literals[number], count)
+            if literals[number] in self._clauses and len(self._frequent) < MAX_COUNTED:
+                self._frequent.append(number)
 
     def _unread(self, literal: bytes, count: int) -> None:
         for clause in self._clauses.get(literal, ()):
@@ -111,6 +139,8 @@ class Matcher:
             tally.unread += count if tally.count else 0
 
     def _line(self, window: Window, line: _Line, literals: Sequence[bytes]) -> None:
+        if BANNER in literals:
+            self.banner = self.banner or line.text
         for literal in literals:
             for clause in self._clauses.get(literal, ()):
                 tally = self.tally(clause)
@@ -125,7 +155,11 @@ class Matcher:
                     below = window.neighbours(line.begin, line.end, 0, BELOW)[1]
                     captures = {key: value for key, value in found.groupdict().items() if value}
                     tally.hits.append(Hit(line.number, line.text, captures, tuple(below)))
-        if not ERROR_LITERALS.isdisjoint(literals) and line.number != self._last_error and is_error(line.text):
+        if (
+            not ERROR_LITERALS.isdisjoint(literals)
+            and line.number != self._last_error
+            and is_error(line.text)
+        ):
             self._last_error = line.number
             if len(self.errors) < MAX_ERRORS:
                 above, below = window.neighbours(line.begin, line.end, ABOVE, BELOW)

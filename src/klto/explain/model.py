@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from klto.explain.stages import Stage
 
 
@@ -45,7 +47,8 @@ class Explanation:
     :ivar severity: ``error``, or ``warning`` when it alone does not stop a build or boot.
     :ivar lto: whether LTO causes it, or brings it out.
     :ivar confirmed: whether the cause was checked against kernel or LLVM source or their trackers.
-    :ivar found: what the build dir says about it (with ``build_dir``).
+    :ivar found: what the build dir, or the rest of the log, says about it.
+    :ivar captures: what the patterns caught, by name.
     """
 
     id: str
@@ -66,14 +69,16 @@ class Explanation:
     remedies: tuple[Remedy, ...]
     references: tuple[str, ...]
     found: tuple[str, ...] = ()
+    captures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Warnings that differ in names and numbers only: the first of them, and how many."""
+    """Warnings that differ in names and numbers only: the first of them, how many, and whether all were counted."""
 
     line: LogLine
     count: int
+    exact: bool = True
 
 
 @dataclass(frozen=True)

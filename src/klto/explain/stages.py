@@ -32,6 +32,7 @@ class Stage(StrEnum):
 #: Target of a failed make rule to stage, first match wins. Targets: Makefile, scripts/Makefile.vmlinux,
 #: Makefile.vmlinux_o, Makefile.modpost, Makefile.modfinal of 6.12; scripts/link-vmlinux.sh before 6.1 and in 6.12.
 _TARGETS = (
+    (Stage.COMPILE, re.compile(r"^(tools|scripts)/")),
     (Stage.CONFIG, re.compile(r"(config|auto\.conf|prepare-compiler-check)$")),
     (Stage.VMLINUX_O_LINK, re.compile(r"(^|/)(vmlinux\.(o|a)|\.tmp_initcalls\.lds)$")),
     (Stage.BTF, re.compile(r"\.btf(\.[a-z.]+)?$")),
