@@ -12,10 +12,13 @@ from klto.kernel.kbuild import find_failures
 #: Targets that can be asked of make by themselves: objects and the LTO link's result.
 _TARGET = re.compile(r"(?:[\w.+-]+/)+[\w.+-]+\.o|vmlinux\.o|vmlinux")
 
+#: The folders of an absolute path.
+_FOLDERS = re.compile(r"(?<![\w.])/[^\s:'\"]*/")
+
 #: What differs from one occurrence to the next: places in files, addresses, numbers, clang's quotes.
 _CHANCE = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
-    (re.compile(r"(?<![\w.])/[^\s:'\"]*/"), ""),
+    (_FOLDERS, ""),
     (re.compile(r":\d+(?::\d+)?(?=[:\s])"), ""),
     (re.compile(r"\.llvm\.\d+"), ".llvm.N"),
     (re.compile(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b"), "0xN"),
@@ -66,7 +69,7 @@ def read_failure(log: Path) -> tuple[Failure, Explanations]:
         targets = tuple(failure.target for failure in failures)
         first = first or next((line for failure in failures for line in failure.lines), "")
     target = targets[0] if targets and _TARGET.fullmatch(targets[0]) else None
-    title = known.title if known else first.strip()[:160] or "no error in the log"
+    title = known.title if known else _FOLDERS.sub("", first).strip()[:160] or "no error in the log"
     stage = said.stage.value if said.stage else None
     return Failure(known.id if known else None, without_chance(first), title, stage, target), said
 
