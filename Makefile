@@ -39,8 +39,12 @@ test: test-fast test-real
 bench: setup
 	$(python) -m bench
 
+# Kernels that "make test" has built, if it has: their objects are damaged too.
+kernels = $(wildcard $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/klto/test/x86_64-6.12 \
+	$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/klto/test/arm64-6.12)
+
 fuzz: setup
-	$(python) tests/fuzz/objects.py --inputs $(or $(INPUTS),2000000)
+	$(python) -m tests.fuzz.objects --inputs $(or $(INPUTS),2000000) $(foreach dir,$(kernels),--kernel $(dir))
 
 soak: setup
 	$(python) -m pytest tests/soak

@@ -11,10 +11,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from bench.build import FOLDER
 from bench.pairs import HEADER, in_turn, quiet
+from klto.events import LinkFinished, read_journal
+from klto.files import user_cache_dir
+from klto.kernel.jobserver import Jobserver
 from klto.link import entry
 from klto.machine import usable_cpus
 
@@ -65,6 +70,7 @@ def main() -> None:
     print(in_turn("klto / ld.lld, nothing changed", klto, plain, PAIRS).row(1 / 30))
     same()
     (build / "kernel/sys.o").write_bytes(original)
+    budget()
 
 
 def _variants(build: Path, wanted: int) -> list[bytes]:
@@ -82,6 +88,49 @@ def _variants(build: Path, wanted: int) -> list[bytes]:
         subprocess.run(["sh", "-c", command], cwd=build, check=True)
         variants.append(out.read_bytes())
     return variants
+
+
+def budget() -> None:
+    """A budget midway between the peak of an all-cached link and the unconstrained one, with debug information.
+
+    On the test kernel that ``make test`` builds with DWARF 5.
+    """
+    build = user_cache_dir() / "test/x86_64-6.12-debug"
+    if not (build / ".vmlinux.o.cmd").exists():
+        print("budget: not measured, make test builds the kernel for it")
+        return
+    saved = (build / ".vmlinux.o.cmd").read_text().splitlines()[0].partition(":= ")[2].partition(";")[0]
+    words = shlex.split(saved)[1:]
+    words[words.index("-o") + 1] = str(FOLDER / "budget.o")
+    linker, jobs = "/usr/lib/llvm-19/bin/ld.lld", usable_cpus()
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder, Jobserver(f"{folder}/fifo", jobs) as server:
+
+        def link(cache: str, limit: str = "") -> tuple[int, float]:
+            journal = Path(folder, f"journal-{time.monotonic_ns()}")
+            environment = {
+                **os.environ,
+                **server.environment(),
+                "KLTO_CACHE": f"{folder}/{cache}",
+                "KLTO_MEMORY": limit,
+                "KLTO_JOURNAL": str(journal),
+            }
+            argv = [sys.executable, "-I", "-S", entry.__file__, linker, *words]
+            begun = time.perf_counter()
+            quiet(argv, cwd=build, env=environment)
+            ended = [event for event in read_journal(journal) if isinstance(event, LinkFinished)]
+            return max(event.peak_bytes for event in ended), time.perf_counter() - begun
+
+        free, free_seconds = link("free")
+        cached, _ = link("free")
+        allowed = (free + cached) // 2
+        peak, seconds = link("tight", str(allowed))
+        print(
+            f"peak unconstrained {free >> 20} MiB, all cached {cached >> 20} MiB: {free / cached:.2f} times"
+        )
+        verdict = "within" if peak <= allowed else "MISSED"
+        print(
+            f"allowed {allowed >> 20} MiB: peak {peak >> 20} MiB, {verdict}; {seconds / free_seconds:.2f} times as long"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,15 +32,16 @@ def read(path):
     return elf.section_names, elf.sections, table.names, table.section, RelocationReader(elf).all
 read(sys.argv[1])
 """
-#: Names and flags of the symbols of each object in a list of paths.
-READ_BITCODE = """
+#: Names and flags of the symbols of each object in a list of paths, as columns; and as a value for each symbol.
+READ_COLUMNS = """
 import sys
 from klto.objects.bitcode import Bitcode
 from klto.objects.source import read_whole
 def read(paths):
-    return [Bitcode(read_whole(path), path).symbols() for path in paths]
+    return [Bitcode(read_whole(path), path).symbol_table.columns() for path in paths]
 read(open(sys.argv[1]).read().split())
 """
+READ_BITCODE = READ_COLUMNS.replace(".symbol_table.columns()", ".symbols()")
 
 
 def _kernel() -> tuple[Path, Path]:
@@ -113,7 +115,8 @@ def _tables(build_dir: Path, folder: Path) -> None:
     ]
     (folder / "objects").write_text("\n".join(objects))
     inside: dict[str, object] = {}
-    for code, argument in ((READ_ELF, vmlinux_o), (READ_BITCODE, str(folder / "objects"))):
+    listed = str(folder / "objects")
+    for code, argument in ((READ_ELF, vmlinux_o), (READ_COLUMNS, listed), (READ_BITCODE, listed)):
         namespace: dict[str, object] = {}
         saved, sys.argv = sys.argv, ["", argument]
         exec(code, namespace)
@@ -126,14 +129,16 @@ def _tables(build_dir: Path, folder: Path) -> None:
     def nm() -> None:
         quiet([LLVM / "llvm-nm", f"@{folder / 'objects'}"], cwd=build_dir)
 
-    read_elf, read_bitcode = inside[READ_ELF], inside[READ_BITCODE]
+    read_elf = inside[READ_ELF]
     assert callable(read_elf)
-    assert callable(read_bitcode)
     elf = in_turn("vmlinux.o's tables / llvm-readelf -S -s -r", lambda: read_elf(vmlinux_o), readelf, PAIRS)
     print(elf.row(1 / 8), flush=True)
-    name = f"symbols of {len(objects)} bitcode objects / llvm-nm"
-    bitcode = in_turn(name, lambda: read_bitcode(objects), nm, PAIRS)
-    print(bitcode.row(1 / 5), flush=True)
+    for what, code in (("columns", READ_COLUMNS), ("symbols", READ_BITCODE)):
+        name = f"{what} of {len(objects)} bitcode objects / llvm-nm"
+        reader = inside[code]
+        assert callable(reader)
+        row = in_turn(name, partial(reader, objects), nm, PAIRS)
+        print(row.row(1 / 5), flush=True)
     # What a process of its own would add to ours; theirs have it in them.
     for what, code, argument in (("numpy", READ_ELF, vmlinux_o), ("the reader", READ_BITCODE, os.devnull)):
         empty = [sys.executable, "-c", code.replace("\nread(", "\nlen("), argument]

@@ -14,9 +14,10 @@ esac
 case ${1-} in
 demo) extras= ;;
 test)
-	# The tests also build 6.1, boot the other architecture, compare with LLVM 14 and 22, and use cpio as an oracle.
+	# The tests also build 6.1, boot the other architecture, compare with LLVM 14 and 22, use cpio as an oracle,
+	# and open reports in a browser.
 	packages="$packages qemu-system-x86 qemu-system-arm linux-source-6.1 cpio kmod rsync
-		clang-14 lld-14 llvm-14 clang-22 lld-22 llvm-22"
+		clang-14 lld-14 llvm-14 clang-22 lld-22 llvm-22 binutils chromium chromium-driver"
 	extras='[dev]'
 	;;
 *)

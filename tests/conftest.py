@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ hypothesis.settings.register_profile(
     "klto", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=CI
 )
 hypothesis.settings.load_profile("klto")
+
+# Builds add themselves to the user's history: not those of the tests.
+_DATA = tempfile.TemporaryDirectory(prefix="klto-data-")
+os.environ["XDG_DATA_HOME"] = _DATA.name
 
 # nohup and background jobs of a shell start us with signals ignored, and klto leaves an ignored signal alone.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

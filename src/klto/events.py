@@ -88,6 +88,8 @@ class LinkedModule(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in: int
     bytes_out: int | None
     cached: bool
+    #: Seconds since the epoch at which its backend began.
+    start: float | None = None
 
 
 class LinkFinished(_Event, frozen=True, tag="link-finished"):

@@ -48,3 +48,9 @@ def user_cache_dir() -> Path:
     """klto's folder in the user's cache (XDG Base Directory Specification 0.8); it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "klto"
+
+
+def user_data_dir() -> Path:
+    """klto's folder for what must last (XDG Base Directory Specification 0.8); it may not exist yet."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "klto"

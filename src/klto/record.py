@@ -7,6 +7,9 @@ Schema (:func:`record_schema`).
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,14 @@ from klto.events import (
     StageFinished,
     StageStarted,
     Step,
+    Tick,
 )
 from klto.files import write_whole
 
 SCHEMA = "klto/record/1"
+
+#: Memory samples kept of a run: as many as a screen has columns, in a record of some tens of kilobytes.
+MOST_SAMPLES = 400
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,6 +152,14 @@ class FinishEstimate(_Value, frozen=True):
     bytes: int
 
 
+class MemorySample(_Value, frozen=True):
+    """Resident bytes of the largest process of the build at a moment, and its name."""
+
+    time: float
+    bytes: int
+    process: str | None = None
+
+
 class Verification(_Value, frozen=True):
     """What was found in the finished build. ``bitcode`` and ``native`` count the members of vmlinux.a."""
 
@@ -177,13 +192,20 @@ class Proof(_Value, frozen=True):
 
 
 class Boot(_Value, frozen=True):
-    """One boot of the kernel."""
+    """One boot of the kernel. ``place``: which of the boots that the proofs are divided among.
+
+    ``proofs`` that take several boots are in each of them; those that do not apply are in the first.
+    """
 
     image: str
     accelerator: str
     seconds: float
     console: str
     proofs: list[Proof]
+    place: str = "main"
+    ending: str = ""
+    #: When the results were recorded, seconds since the epoch; None in older records.
+    recorded: float | None = None
 
 
 class Artifact(_Value, frozen=True):
@@ -192,6 +214,31 @@ class Artifact(_Value, frozen=True):
     path: str
     bytes: int
     sha256: str
+
+
+class SectionSize(_Value, frozen=True):
+    """Sections of one name in vmlinux. ``kind``: text, data, bss, or other for what is not loaded."""
+
+    name: str
+    bytes: int
+    kind: str
+
+
+class ObjectSize(_Value, frozen=True):
+    """Bytes of vmlinux's symbols that came from one object. ``path`` is relative to the build dir; names in
+    parentheses stand for what no object or more than one defines."""
+
+    path: str
+    text: int = 0
+    data: int = 0
+    bss: int = 0
+
+
+class ImageSizes(_Value, frozen=True):
+    """What vmlinux is made of. ``objects`` is empty where the link's inputs could not be read."""
+
+    sections: list[SectionSize]
+    objects: list[ObjectSize] = []
 
 
 class Record(_Value, frozen=True):
@@ -216,6 +263,8 @@ class Record(_Value, frozen=True):
     compiled_twice: list[str] = []
     linked_twice: list[str] = []
     links: list[Link] = []
+    #: At most :data:`MOST_SAMPLES`; of neighbours that were put together, the larger.
+    memory: list[MemorySample] = []
     finish_estimate: FinishEstimate | None = None
     #: Outputs that were made under an option of klto which Kbuild cannot see: no-lto, keep-names.
     overrides: dict[str, str] = {}
@@ -224,8 +273,11 @@ class Record(_Value, frozen=True):
     verification: Verification | None = None
     initcalls: list[Initcall] = []
     findings: list[dict[str, Any]] = []
+    #: Whether the checks of the finished build have run; ``findings`` then has all of what they found.
+    checked: bool = False
     boots: list[Boot] = []
     artifacts: list[Artifact] = []
+    sizes: ImageSizes | None = None
     log: str | None = None
 
 
@@ -250,9 +302,55 @@ def read_record(path: Path) -> Record:
     return record
 
 
+#: Boots that a record keeps: the latest.
+MOST_BOOTS = 50
+
+
+def add_boots(path: Path, boots: Sequence[Boot]) -> bool:
+    """Add boots to the record of a build; False when there is none, as in a dir that plain make has built.
+
+    :raises UsageError: when the record cannot be read or written.
+    """
+    if not path.is_file():
+        return False
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # Boots side by side must not lose each other's results.
+        record = read_record(path)
+        kept = [*record.boots, *boots][-MOST_BOOTS:]
+        write_whole(path, encode_record(msgspec.structs.replace(record, boots=kept)), durable=True)
+    finally:
+        os.close(folder)
+    return True
+
+
 def encode_record(record: Record) -> bytes:
     """The record as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+class _MemoryCurve:
+    """Samples over a run of any length: when there are too many, two neighbours become one."""
+
+    def __init__(self) -> None:
+        self.samples: list[MemorySample] = []
+        self._every, self._waiting = 1, list[MemorySample]()
+
+    def add(self, sample: MemorySample) -> None:
+        """One more; a peak is never lost."""
+        self._waiting.append(sample)
+        if len(self._waiting) < self._every:
+            return
+        self.samples.append(_largest(self._waiting))
+        self._waiting.clear()
+        if len(self.samples) >= MOST_SAMPLES:
+            pairs = zip(self.samples[::2], self.samples[1::2], strict=True)
+            self.samples = [_largest(pair) for pair in pairs]
+            self._every *= 2
+
+
+def _largest(samples: Iterable[MemorySample]) -> MemorySample:
+    return max(samples, key=lambda sample: sample.bytes)
 
 
 class RecordKeeper:
@@ -262,6 +360,7 @@ class RecordKeeper:
         self.path = path
         self.record = record
         self._compiled: set[str] = set()
+        self._memory = _MemoryCurve()
         self.save()
 
     def update(self, **fields: object) -> None:
@@ -270,6 +369,7 @@ class RecordKeeper:
 
     def save(self) -> None:
         """Write the record now."""
+        self.update(memory=list(self._memory.samples))
         write_whole(self.path, encode_record(self.record), durable=True)
 
     def __call__(self, event: Event) -> None:
@@ -286,6 +386,10 @@ class RecordKeeper:
                 self.save()
             case Step(verb="CC" | "AS"):
                 self._compile(event.target)
+            case Tick():
+                self._memory.add(
+                    MemorySample(time=event.time, bytes=event.resident_bytes, process=event.process)
+                )
             case LinkStarted():
                 self._begin_link(event)
             case LinkFinished():

@@ -65,7 +65,8 @@ def fake(tmp_path: Path, mode: str) -> tuple[str, ...]:
 
 def test_build_dir_passes_and_keeps_its_log_there(tmp_path: Path, cache: Path, build_dir: Path) -> None:
     done = klto(cache, "-b", build_dir, *fake(tmp_path, "passes"), status=0)
-    assert done.stdout.startswith("init         passed ")
+    assert done.stdout.split()[:2] == ["init", "passed"]
+    assert "not applicable: initcalls (needs CONFIG_PRINTK; needs CONFIG_KALLSYMS), " in done.stdout
     assert "6.99.0-tiny" in done.stdout
     assert (build_dir / ".klto/console.log").read_text() == "Linux version 6.99.0-tiny\n"
 
@@ -106,6 +107,51 @@ def test_dead_qemu_is_unknown(tmp_path: Path, cache: Path, kernel: Path) -> None
     assert "Cannot allocate memory" in done.stderr
 
 
+def test_results_go_to_junit_and_to_the_record(tmp_path: Path, cache: Path, build_dir: Path) -> None:
+    junit, record = tmp_path / "junit.xml", build_dir / ".klto/record.json"
+    record.parent.mkdir()
+    asked = {"argv": [], "directory": "/"}
+    machine = {"cpus": 1, "memory_bytes": 1, "memory_available": 1}
+    head = {"schema": "klto/record/1", "klto_version": "0", "status": "done", "started": 1.0, "pid": 1}
+    record.write_text(json.dumps(head | {"asked": asked, "machine": machine}))
+    done = klto(cache, "-b", build_dir, "--junit", junit, *fake(tmp_path, "warns"), status=4)
+    assert f"decode it: klto boot --decode '{build_dir}/.klto/console.log' -b '{build_dir}'" in done.stderr
+    assert b'<failure message="WARNING: ' in junit.read_bytes()
+    (boot,) = json.loads(record.read_text())["boots"]
+    assert boot["place"] == "main"
+    assert {proof["name"]: proof["status"] for proof in boot["proofs"]}["init"] == "failed"
+
+
+def test_damaged_module_fails_its_proof_and_no_other(tmp_path: Path, cache: Path, build_dir: Path) -> None:
+    with (build_dir / ".config").open("a") as config:
+        config.write("CONFIG_MODULES=y\n")
+    (build_dir / "Module.symvers").write_text("")
+    (build_dir / "modules.order").write_text("a.o\n")
+    done = klto(cache, "-b", build_dir, "modules", *fake(tmp_path, "passes"), status=2)
+    assert "needs the build's modules: a.ko: in " in done.stderr
+    (build_dir / "a.ko").write_bytes(b"\x7fELF")
+    done = klto(cache, "-b", build_dir, "-q", *fake(tmp_path, "passes"), status=4)
+    assert "klto: proof modules cannot run: " in done.stderr
+    assert "a.ko" in done.stderr
+    (tmp_path / "mine.ko").write_bytes(b"\x7fELF")
+    (build_dir / "modules.order").write_text("")
+    done = klto(cache, "-b", build_dir, "--module", tmp_path / "mine.ko", *fake(tmp_path, "passes"), status=2)
+    assert "mine.ko" in done.stderr
+
+
+def test_decode_usage(tmp_path: Path, cache: Path, kernel: Path, build_dir: Path) -> None:
+    cases: list[tuple[tuple[str | Path, ...], str]] = [
+        (("--decode", tmp_path / "none", "-b", build_dir), "No such file or directory"),
+        (("--decode", kernel, "init", "-b", build_dir), "--decode boots nothing"),
+        (("--decode", kernel, "-b", build_dir), "no vmlinux in"),
+        (("--decode", kernel, "-b", tmp_path), "no kernel was configured"),
+    ]
+    for arguments, message in cases:
+        done = klto(cache, *arguments, status=2)
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) <= 2
+
+
 def test_hung_qemu_is_unknown(tmp_path: Path, cache: Path, kernel: Path) -> None:
     klto(cache, "--kernel", kernel, "--timeout", "0.3", *fake(tmp_path, "hangs-at-start"), status=5)
 
@@ -138,7 +184,7 @@ def test_usage_errors_are_one_line_each(tmp_path: Path, cache: Path, kernel: Pat
 def test_no_proof_applies(tmp_path: Path, cache: Path, build_dir: Path) -> None:
     (build_dir / ".config").write_text("CONFIG_X86_64=y\nCONFIG_SERIAL_8250=y\nCONFIG_BINFMT_ELF=y\n")
     done = klto(cache, "-b", build_dir, *fake(tmp_path, "passes"), status=2)
-    assert "CONFIG_BLK_DEV_INITRD is not y" in done.stderr
+    assert "needs CONFIG_BLK_DEV_INITRD" in done.stderr
 
 
 def test_help_loads_nothing_big() -> None:

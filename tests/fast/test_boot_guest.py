@@ -204,6 +204,8 @@ def test_compiler_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_boot_archive_holds_the_plan_and_more() -> None:
-    data = boot_archive("feed", ["init", "other"], [Entry("extra", stat.S_IFREG | 0o644, b"more")])
+    data = boot_archive(
+        "feed", ["proof init", "proof other"], [Entry("extra", stat.S_IFREG | 0o644, b"more")]
+    )
     assert b"nonce feed\nproof init\nproof other\n" in data
     assert cpio(data, "-t", "--quiet").split() == ["klto/plan", "extra"]

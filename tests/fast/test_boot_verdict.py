@@ -13,20 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klto.boot.accelerator import run_probe
+from klto.boot.catalog import PROOFS, missing_options, select_proofs
 from klto.boot.console import MAX_LINE, Console, LineReader, Report, ReportKind, find_report
+from klto.boot.guest import Compiler
 from klto.boot.images import Arch, find_built_image, read_image
-from klto.boot.proofs import (
-    PROOFS,
-    Course,
-    Proof,
-    ProofStatus,
-    Transcript,
-    judge,
-    missing_options,
-    select_proofs,
-)
+from klto.boot.proofs import Course, Finding, ProofStatus, Step, Transcript, judge
 from klto.boot.qemu import Accelerator, find_qemu
 from klto.boot.qmp import Qmp
+from klto.boot.subject import Subject
 from klto.errors import UsageError
 
 REPORTS = {
@@ -216,8 +210,11 @@ class TestJudge:
     def course(self, transcript: Transcript, *reports: Report, lost: bool = False) -> Course:
         return Course(transcript, reports, "the guest ended", lost, 10.0, ("a note",))
 
+    def init(self, image: Path) -> tuple[Step, ...]:
+        return PROOFS["init"].prepare(Subject(read_image(image), Compiler(Path("clang"), Path("ld.lld"))))
+
     def one(self, image: Path, course: Course) -> tuple[ProofStatus, tuple[str, ...]]:
-        (result,) = judge([PROOFS["init"]], read_image(image), course)
+        (result,) = judge(self.init(image), course)
         return result.status, result.evidence
 
     def test_passed(self, image: Path) -> None:
@@ -251,20 +248,46 @@ class TestJudge:
         assert status is ProofStatus.FAILED
 
     def test_proofs_share_a_boot(self, image: Path) -> None:
-        plan = [PROOFS["init"], *(Proof(name, "", (), lambda facts, image: None) for name in "abc")]
+        plan = [*self.init(image), *(Step(name, lambda heard: Finding(None)) for name in "abc")]
         records = (*GOOD, "end init passed", "begin a", "end a not-applicable no such thing", "begin b")
         report = Report(ReportKind.OOPS, "Oops: 0", 8.0)
-        results = judge(plan, read_image(image), self.course(told(*records), report))
+        results = judge(plan, self.course(told(*records), report))
         assert [result.status for result in results] == ["passed", "not-applicable", "failed", "unknown"]
         assert [result.seconds for result in results] == [4.0, 2.0, 4.0, 0.0]
         assert results[1].evidence == ("no such thing",)
         assert results[3].evidence == ("not run: b did not finish",)
 
+    def test_purgatory_warning_fails_kexec_though_the_jump_works(self) -> None:
+        """The line of kernel/kexec_file.c before 6.1.192, with a purgatory that has several .text sections."""
+        transcript = told(
+            "hello x",
+            "begin kexec",
+            "begin kexec-end",
+            "fact kexec-end second reached init",
+            "end kexec-end passed",
+        )
+        step = Step("kexec", lambda heard: Finding(None, tuple(heard.facts)), successor=())
+        line = "WARNING: CPU: 0 PID: 1 at kernel/kexec_file.c:945 kexec_load_purgatory+0x39f/0x3c0"
+        (good,) = judge([step], self.course(transcript))
+        (bad,) = judge([step], self.course(transcript, Report(ReportKind.WARNING, line, 1.5)))
+        assert (good.status, good.evidence[0]) == (ProofStatus.PASSED, "second")
+        assert (bad.status, bad.evidence) == (ProofStatus.FAILED, (f"WARNING: {line}",))
+
+    def test_kernel_may_end_of_a_step_that_is_meant_to(self) -> None:
+        report = Report(ReportKind.CFI, "CFI failure at x", 2.0)
+        step = Step("cfi", lambda heard: Finding(None if heard.reports else "silence"), dies=True)
+        begun = told("hello x", "begin cfi")
+        assert judge([step], self.course(begun, report))[0].status is ProofStatus.PASSED
+        assert judge([step], self.course(begun))[0].evidence == ("silence", "the guest ended", "a note")
+        assert judge([step], self.course(told("hello x"), report))[0].status is ProofStatus.FAILED
+        assert judge([step], self.course(begun, lost=True))[0].status is ProofStatus.UNKNOWN
+
 
 def test_unknown_proof_names_those_that_exist() -> None:
     with pytest.raises(UsageError, match="no proof is called 'inti'") as caught:
         select_proofs(["init", "inti"])
-    assert caught.value.hint == "proofs: init"
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("proofs: init, initcalls, ")
     assert [proof.name for proof in select_proofs([])] == list(PROOFS)
     assert len(select_proofs(["init", "init"])) == 1
 
@@ -272,7 +295,7 @@ def test_unknown_proof_names_those_that_exist() -> None:
 def test_kernel_without_a_channel_is_told_so() -> None:
     config = {"BLK_DEV_INITRD": "y", "BINFMT_ELF": "y", "SERIAL_8250": "m"}
     (line,) = missing_options(PROOFS["init"], Arch.X86_64, config)
-    assert line == "neither CONFIG_VIRTIO_CONSOLE nor CONFIG_SERIAL_8250 is y: the guest could not report"
+    assert line == "needs CONFIG_VIRTIO_CONSOLE or CONFIG_SERIAL_8250: the guest could not report"
     assert missing_options(PROOFS["init"], Arch.X86_64, config | {"SERIAL_8250": "y"}) == ()
 
 

@@ -54,7 +54,14 @@ def test_build_verifies_records_and_sums_up(klto: Klto, tree: Path, build_dir: P
     jsonschema.validate(json.loads(text), record_schema())
     record = read_record(build_dir / ".klto/record.json")
     assert (record.status, record.exit_status) == ("done", 0)
-    assert [stage.name for stage in record.stages] == ["configure", "compile", "link", "finish", "verify"]
+    assert [stage.name for stage in record.stages] == [
+        "configure",
+        "compile",
+        "link",
+        "finish",
+        "verify",
+        "check",
+    ]
     assert {stage.status for stage in record.stages} == {"done"}
     assert record.objects_compiled == 8
     assert record.tree is not None
@@ -266,6 +273,14 @@ def test_native_code_where_lto_was_asked_for_is_no_lto_kernel(
     command = build_dir / "init/.part2.o.cmd"
     os.utime(command)
     done = klto("build", "-C", tree, "-b", build_dir)
+    assert done.status == 3
+    assert "init/part2.o: is native code in an LTO link" in done.err
+    record = read_record(build_dir / ".klto/record.json")
+    assert [(f["rule"], f["artifact"]) for f in record.findings if f["level"] == "error"] == [
+        ("lto-lost", "init/part2.o")
+    ]
+    assert [stage.name for stage in record.stages] == ["configure", "compile"]
+    done = klto("build", "-C", tree, "-b", build_dir, "--fail-on", "never")
     assert done.status == 1
     assert "1 objects were compiled with -flto and are native code: init/part2.o" in done.err
 

@@ -322,8 +322,9 @@ def test_why_there_are_none(source: str, flags: tuple[str, ...], why: str) -> No
 def test_why_there_are_none_in_what_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a.o").write_text("text")
     run(tool("llvm-ar", 19), "rcST", "x.a", "a.o", cwd=tmp_path)
-    with pytest.raises(NoInitcalls, match="no initcalls: found 1 other"):
-        read_initcalls([str(tmp_path / "x.a")])
+    (tmp_path / "b.o").touch()
+    with pytest.raises(NoInitcalls, match="no initcalls: found 1 empty, 1 in no format of objects"):
+        read_initcalls([str(tmp_path / "x.a"), str(tmp_path / "b.o")])
     run(tool("llvm-ar", 19), "rcS", "empty.a", cwd=tmp_path)
     with pytest.raises(NoInitcalls, match="the archives are empty"):
         read_initcalls([str(tmp_path / "empty.a")])

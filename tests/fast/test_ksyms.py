@@ -323,5 +323,13 @@ def test_stripped_modules_are_refused(build: Path) -> None:
         find_modules([path])
 
 
+def test_a_kernel_is_no_module(build: Path) -> None:
+    run(tool("ld.lld", 19), module(build, "a"), "-o", build / "vmlinux", "--unresolved-symbols=ignore-all")
+    with pytest.raises(
+        MalformedObject, match=r"vmlinux: at offset 0x10: expected a kernel module, .* e_type 2"
+    ):
+        find_modules([build / "vmlinux"])
+
+
 def test_needed_is_sorted_and_joined() -> None:
     assert needed([]) == {}

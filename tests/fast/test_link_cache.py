@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from klto.events import LinkFinished, read_journal
 from klto.link import entry
-from klto.link.includes import NEEDLES, may_include
+from klto.link.includes import may_include
 
 #: An inline function with .incbin, a module that imports it, module-level assembly, and modules without any.
 SOURCES = {
@@ -47,9 +48,9 @@ class Project:
             self.compile(name, SOURCES[name])
         self.archive("all.a", "cDPrST")
 
-    def compile(self, name: str, text: str) -> None:
+    def compile(self, name: str, text: str, *flags: str) -> None:
         (self.folder / f"{name}.c").write_text(text)
-        command = [f"clang-{self.llvm}", "-O2", "-flto=thin", "-fsplit-lto-unit", "-c", f"{name}.c"]
+        command = [f"clang-{self.llvm}", "-O2", "-flto=thin", "-fsplit-lto-unit", "-c", f"{name}.c", *flags]
         subprocess.run(command, cwd=self.folder, check=True)
 
     def archive(self, name: str, flags: str) -> None:
@@ -224,14 +225,20 @@ def test_linker_that_is_a_script_gets_no_cache(project: Project) -> None:
 def test_needles_find_words_at_every_bit_offset(project: Project) -> None:
     found = [name for name in SOURCES if may_include((project.folder / f"{name}.o").read_bytes())]
     assert found == ["asm_in_function", "asm_at_top"]
-    # Offsets change with what stands before the assembly.
-    for length in range(12):
+    # Offsets change with what stands before the assembly; the assembler takes directives in any case.
+    for length, spelled in product(range(12), (".incbin", ".INCBIN", ".IncBin")):
         text = SOURCES["asm_in_function"].replace(
             "pushsection .rodata.x", "pushsection .rodata." + "x" * (length + 1)
         )
-        project.compile("other", text)
-        assert may_include((project.folder / "other.o").read_bytes()), length
-    assert len(set(NEEDLES)) == len(NEEDLES)
+        project.compile("other", text.replace(".incbin", spelled), "-O0")
+        assert may_include((project.folder / "other.o").read_bytes()), (length, spelled)
+
+
+def test_directive_in_mixed_case_is_seen(project: Project) -> None:
+    project.compile("asm_in_function", SOURCES["asm_in_function"].replace(".incbin", ".iNcbIN"))
+    project.expect(5)
+    (project.folder / "data.bin").write_text("other data")
+    project.expect(2)
 
 
 def test_name_that_cannot_be_told_means_no_cache(project: Project) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klto.objects.bitcode import Bitcode
-from klto.objects.bitstream import Bitstream, Block, Record, characters
+from klto.objects.bits import characters
+from klto.objects.bitstream import Bitstream, Block, Record
 from klto.objects.errors import MalformedObject
 
 CHAR6 = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._"

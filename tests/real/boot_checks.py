@@ -36,7 +36,7 @@ def check_failures(build_dir: Path, arch: Arch, compiler: Compiler, folder: Path
     panics = {
         "Unable to mount root fs": replace(request, append="rdinit=/nothing"),
         "No working init found": replace(request, files=(regular("init", b"no program", executable=True),)),
-        "Attempted to kill init!": replace(request, files=(_dying_init(request.image),)),
+        "Attempted to kill init!": replace(request, files=(dying_init(request.image),)),
     }
     for text, failing in panics.items():
         result = boot_kernel(failing)
@@ -53,7 +53,7 @@ def check_console_fallback(build_dir: Path, compiler: Compiler, folder: Path) ->
     assert "verdict: over kernel-log" in result.proofs[0].evidence
 
 
-def _dying_init(image: KernelImage) -> Entry:
+def dying_init(image: KernelImage) -> Entry:
     """A static executable of one instruction, which traps."""
     machine, trap = _TRAPS[image.arch]
     base, at = 0x400000, 64 + 56

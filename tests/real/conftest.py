@@ -105,6 +105,13 @@ def x86_64_6_12_full(linux_6_12: Path) -> Kernel:
     return _built(linux_6_12, "x86_64", "x86_64-6.12.config", "x86_64-6.12-full", "--lto", "full")
 
 
+@pytest.fixture(scope="session")
+def x86_64_6_12_debug(linux_6_12: Path) -> Kernel:
+    """x86_64, 6.12, ThinLTO, kCFI (FineIBT), with DWARF 5, KASLR and LKDTM as a module."""
+    more = ("-K", str(ROOT / "configs/x86_64-debug.config"))
+    return _built(linux_6_12, "x86_64", "x86_64-6.12.config", "x86_64-6.12-debug", *more)
+
+
 @pytest.fixture
 def copy_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kernel], Kernel]:
     """A copy of a build dir, to be damaged. Kbuild's own programs have absolute paths and are made anew."""

@@ -30,6 +30,7 @@ class ReportKind(StrEnum):
     BUG = "BUG"
     WARNING = "WARNING"
     CFI = "CFI failure"
+    HYP = "HYP panic"
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ _SIGNS: dict[ReportKind, str] = {
     # kernel/panic.c; arch/x86/mm/extable.c and arch/x86/kernel/traps.c; arch/x86/boot/compressed/error.c.
     ReportKind.PANIC: r"Kernel panic - not syncing|PANIC: (?:early exception|double fault)"
     r"|.* -- System halted",
+    # arch/arm64/kvm/handle_exit.c, nvhe_hyp_panic_handler.
+    ReportKind.HYP: r"kvm \[\d+\]: (?:nVHE hyp (?:panic|BUG|CFI failure) at|Invalid host exception to nVHE hyp)",
     # kernel/cfi.c.
     ReportKind.CFI: r"CFI failure (?:at|\()",
     # arch/x86/kernel/dumpstack.c (6.1 has the bare "invalid opcode: 0000 [#1]"); arch/arm64/kernel/traps.c;
     # arch/arm64/mm/fault.c.
-    ReportKind.OOPS: r"Oops: |.{1,80}: [0-9a-f]{4} \[#\d+\]|Internal error: |Unable to handle kernel ",
+    ReportKind.OOPS: r"Oops: |.{1,80}: [0-9a-f]{4} \[#\d+\]|Internal error: |Unable to handle kernel "
+    r"|Unexpected kernel |Unhandled .{1,60} exception ",
     # lib/bug.c; arch/x86/mm/fault.c, kernel/sched/core.c, mm/kasan/report.c; kernel/watchdog.c puts its
     # name before it.
     ReportKind.BUG: r"kernel BUG at |(?:\w+: )?BUG: ",
@@ -118,6 +122,7 @@ class Console:
         self.bytes = 0
         self.reports: list[Report] = []
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._lines: list[str] = []
         #: Whether the kernel said that it is at its end; nothing but more of its message will come.
         self.panicked = False
 
@@ -125,6 +130,11 @@ class Console:
     def full(self) -> bool:
         """Whether the guest has printed more than the log may hold."""
         return self.bytes > self._limit
+
+    @property
+    def text(self) -> str:
+        """All lines so far; as much as the log holds."""
+        return "\n".join(self._lines)
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the guest.
@@ -145,6 +155,7 @@ class Console:
 
     def _line(self, line: str) -> None:
         text = line.rstrip()
+        self._lines.append(text)
         if text:
             self.tail.append(text)
         kind = find_report(text)

@@ -35,6 +35,9 @@ _CFLAGS = (
 )
 _LDFLAGS = ("-static", "-nostdlib", "-e", "_start", "-z", "noexecstack", "--build-id=none")
 
+#: All of the initramfs that is not a file: device nodes, and directories to mount on.
+_SKELETON = (*DEVICES, *(directory(name) for name in ("klto", "proc", "debug")))
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -44,9 +47,16 @@ class Compiler:
     lld: Path
 
 
-def init_source() -> bytes:
-    """The C source of klto's init."""
-    return resources.files("klto.boot").joinpath("init.c").read_bytes()
+def target_of(arch: Arch) -> str:
+    """clang's ``--target`` for a guest's programs."""
+    return _TARGETS[arch]
+
+
+def init_sources() -> dict[str, bytes]:
+    """The C sources of klto's init by file name: ``init.c`` and what it includes."""
+    folder = resources.files("klto.boot").joinpath("init")
+    files = (file for file in folder.iterdir() if file.name.endswith((".c", ".h")))
+    return {file.name: file.read_bytes() for file in sorted(files, key=lambda file: file.name)}
 
 
 def compile_init(arch: Arch, compiler: Compiler, into: Path) -> Path:
@@ -55,8 +65,9 @@ def compile_init(arch: Arch, compiler: Compiler, into: Path) -> Path:
     :raises UsageError: when the compiler or the linker fails, with their own lines.
     """
     source, obj, program = into / "init.c", into / "init.o", into / "init"
-    source.write_bytes(init_source())
-    target = f"--target={_TARGETS[arch]}"
+    for name, content in init_sources().items():
+        (into / name).write_bytes(content)
+    target = f"--target={target_of(arch)}"
     _tool([compiler.clang, target, *_CFLAGS, "-c", source, "-o", obj], "compile")
     _tool([compiler.lld, *_LDFLAGS, obj, "-o", program], "link")
     return program
@@ -93,21 +104,21 @@ def base_initramfs(arch: Arch, compiler: Compiler, cache: Path) -> bytes:
             f"cannot make klto's init in the temporary directory: {error.strerror or error}",
             hint="name another one in TMPDIR",
         ) from error
-    made = archive((*DEVICES, directory("klto"), regular("init", program, executable=True)))
+    made = archive((*_SKELETON, regular("init", program, executable=True)))
     _store(cache / "initramfs", key, made)
     return made
 
 
-def boot_archive(nonce: str, proofs: Sequence[str], files: Sequence[Entry] = ()) -> bytes:
-    """The part of the initramfs that one boot has for itself: the plan (see init.c) and ``files``."""
-    plan = f"nonce {nonce}\n" + "".join(f"proof {name}\n" for name in proofs)
-    return archive((regular("klto/plan", plan.encode()), *files))
+def boot_archive(nonce: str, plan: Sequence[str], files: Sequence[Entry] = ()) -> bytes:
+    """The part of the initramfs that one boot has for itself: the plan's lines (see init.c) and ``files``."""
+    text = "".join(f"{line}\n" for line in (f"nonce {nonce}", *plan))
+    return archive((regular("klto/plan", text.encode("utf-8", "surrogateescape")), *files))
 
 
 def _key(arch: Arch, compiler: Compiler) -> str:
     """Changes with whatever the initramfs is made of. A tool is known by its file, not by running it."""
-    digest = hashlib.sha256(init_source())
-    parts: list[object] = [arch, _CFLAGS, _LDFLAGS, DEVICES]
+    digest = hashlib.sha256()
+    parts: list[object] = [arch, _CFLAGS, _LDFLAGS, _SKELETON, init_sources()]
     for tool in (compiler.clang, compiler.lld):
         try:
             real = tool.resolve(strict=True)

@@ -49,6 +49,7 @@ DEVICES: tuple[Entry, ...] = (
     character_device("dev/ttyS1", 4, 65),
     character_device("dev/ttyAMA0", 204, 64),
     character_device("dev/hvc0", 229, 0),
+    character_device("dev/kvm", 10, 232),
 )
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from klto.boot.console import Report
-from klto.boot.images import Arch, KernelImage
-from klto.errors import UsageError
+from klto.boot.initramfs import Entry
 
-#: Records that are kept of one boot; init sends some ten for each proof.
-MAX_RECORDS = 10_000
+#: Records that are kept of one boot; init sends some ten for most proofs, two for each module.
+MAX_RECORDS = 20_000
 
 
 class ProofStatus(StrEnum):
@@ -44,68 +43,57 @@ Facts = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Proof:
-    """One proof that init can run.
+class Heard:
+    """What a boot gave to judge one proof by.
 
-    ``needs``: options, without ``CONFIG_``, that the kernel must have built in. ``check``: looks at the facts
-    that init reported and says what is wrong with them, or None.
+    ``console``: all that the kernel printed in this boot. ``reports``: what it complained about while the
+    proof ran. ``complete``: whether init lived to say how the proof ended.
+    """
+
+    facts: Facts
+    console: str
+    reports: Sequence[Report] = ()
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a proof's check says: the problem in one line, None when there is none, and evidence."""
+
+    problem: str | None
+    evidence: tuple[str, ...] = ()
+
+
+class Place(StrEnum):
+    """The boots among which the proofs are divided. ``MAIN`` takes all that need no kernel of their own."""
+
+    MAIN = "main"
+    VHE = "vhe"
+    NVHE = "nvhe"
+    CFI = "cfi"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a proof does in one boot.
+
+    ``plan``: lines for init behind ``proof NAME``. ``files``: for the initramfs. ``append``: for the kernel's
+    command line. ``successor``: the plan of the kernel that kexec starts, None when there is none. ``dies``:
+    the kernel is meant to complain, and may end of it; the check then looks at the reports itself.
     """
 
     name: str
-    summary: str
-    needs: tuple[str, ...]
-    check: Callable[[Facts, KernelImage], str | None]
+    check: Callable[[Heard], Finding]
+    place: Place = Place.MAIN
+    plan: tuple[str, ...] = ()
+    files: tuple[Entry, ...] = ()
+    append: str = ""
+    successor: tuple[str, ...] | None = None
+    dies: bool = False
 
 
-#: uname -m of the architectures (UTS_MACHINE, arch/*/Makefile).
-_UTS_MACHINE = {Arch.X86_64: "x86_64", Arch.ARM64: "aarch64"}
-
-
-def _check_init(facts: Facts, image: KernelImage) -> str | None:
-    """The kernel that runs must be the one that was given."""
-    machine, release = facts.get("machine", ""), facts.get("release", "")
-    if machine != _UTS_MACHINE[image.arch]:
-        return f"the guest says it is {machine!r}, not {_UTS_MACHINE[image.arch]!r}"
-    if image.release is not None and release != image.release:
-        return f"the guest runs Linux {release!r}, the image is {image.release!r}"
-    return None
-
-
-PROOFS: dict[str, Proof] = {
-    "init": Proof(
-        "init",
-        "the kernel starts its first process, and reports no panic, oops, BUG, WARNING or CFI failure",
-        ("BLK_DEV_INITRD", "BINFMT_ELF"),
-        _check_init,
-    ),
-}
-
-
-def select_proofs(names: Sequence[str]) -> tuple[Proof, ...]:
-    """The named proofs, each once, in the given order; all of them when none is named.
-
-    :raises UsageError: a name that does not exist.
-    """
-    for name in names:
-        if name not in PROOFS:
-            raise UsageError(f"no proof is called {name!r}", hint=f"proofs: {', '.join(PROOFS)}")
-    return tuple(PROOFS[name] for name in dict.fromkeys(names or PROOFS))
-
-
-#: Options that give init a way to klto; one of them will do (see ``channels`` in init.c).
-_CHANNELS = {
-    Arch.X86_64: ("VIRTIO_CONSOLE", "SERIAL_8250"),
-    Arch.ARM64: ("VIRTIO_CONSOLE", "SERIAL_AMBA_PL011"),
-}
-
-
-def missing_options(proof: Proof, arch: Arch, config: Mapping[str, str]) -> tuple[str, ...]:
-    """What in a ``.config`` (name without ``CONFIG_`` to value) keeps a proof from running, a line each."""
-    lines = [f"CONFIG_{name} is not y" for name in proof.needs if config.get(name) != "y"]
-    if all(config.get(name) != "y" for name in _CHANNELS[arch]):
-        names = " nor ".join(f"CONFIG_{name}" for name in _CHANNELS[arch])
-        lines.append(f"neither {names} is y: the guest could not report")
-    return tuple(lines)
+class NotApplicable(Exception):
+    """A proof cannot be had from this kernel; the message says what it needs."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +130,20 @@ class Transcript:
         """Whether init has said that nothing follows."""
         return any(r.verb == "done" for r in self._records.values())
 
+    def begun(self, proof: str) -> bool:
+        """Whether init has begun a proof."""
+        return any(r.verb == "begin" and r.proof == proof for r in self._records.values())
+
     def end(self, proof: str) -> Record | None:
-        """The record that ended a proof."""
-        return next((r for r in self._records.values() if r.verb == "end" and r.proof == proof), None)
+        """The record that ended a proof; for kexec it comes from the second kernel."""
+        names = (proof, f"{proof}-end")
+        return next((r for r in self._records.values() if r.verb == "end" and r.proof in names), None)
 
     def facts(self, proof: str) -> dict[str, str]:
         """What init has found out in a proof."""
+        names = (proof, f"{proof}-end")
         found = [
-            r.text.partition(" ") for r in self._records.values() if r.verb == "fact" and r.proof == proof
+            r.text.partition(" ") for r in self._records.values() if r.verb == "fact" and r.proof in names
         ]
         return {key: value for key, _, value in found}
 
@@ -160,7 +154,7 @@ class Course:
 
     ``ending``: one line that says why the guest ended. ``lost``: whether it was the harness that failed, so
     that what did not finish is unknown. ``notes``: further evidence for what did not finish. ``silent``: the
-    console printed nothing, as that of a kernel without a driver for it.
+    console printed nothing, as that of a kernel without a driver for it. ``console``: all that it printed.
     """
 
     transcript: Transcript
@@ -170,53 +164,71 @@ class Course:
     seconds: float
     notes: tuple[str, ...] = ()
     silent: bool = False
+    console: str = ""
 
 
-def judge(plan: Sequence[Proof], image: KernelImage, course: Course) -> tuple[ProofResult, ...]:
-    """The verdict on each proof of the plan."""
+def judge(steps: Sequence[Step], course: Course) -> tuple[ProofResult, ...]:
+    """The verdict on each step of a boot."""
     results: list[ProofResult] = []
     begun = 0.0
-    for position, proof in enumerate(plan):
-        end = course.transcript.end(proof.name)
-        last = end is None or position == len(plan) - 1
+    for position, step in enumerate(steps):
+        end = course.transcript.end(step.name)
+        last = end is None or position == len(steps) - 1
         until = course.seconds if last or end is None else end.at
         reports = [r for r in course.reports if r.at <= until and (r.at > begun or position == 0)]
+        seconds = (course.seconds if end is None else end.at) - begun
         if end is None:
-            results.append(_unfinished(proof, course, reports, course.seconds - begun))
-            results += [_not_run(other, proof) for other in plan[position + 1 :]]
+            died = step.dies and course.transcript.begun(step.name) and not course.lost
+            judged = _died if died else _unfinished
+            results.append(judged(step, course, reports, seconds))
+            results += [_not_run(other, step) for other in steps[position + 1 :]]
             break
-        results.append(_finished(proof, image, course, end, reports, end.at - begun))
+        results.append(_finished(step, course, end, reports, seconds))
         begun = end.at
     return tuple(results)
 
 
 def _finished(
-    proof: Proof, image: KernelImage, course: Course, end: Record, reports: Sequence[Report], seconds: float
+    step: Step, course: Course, end: Record, reports: Sequence[Report], seconds: float
 ) -> ProofResult:
     said, _, why = end.text.partition(" ")
-    facts = course.transcript.facts(proof.name)
-    evidence = tuple(f"{key}: {value}" for key, value in facts.items())
-    if reports:
-        return ProofResult(proof.name, ProofStatus.FAILED, seconds, _report_lines(reports) + evidence)
+    heard = Heard(course.transcript.facts(step.name), course.console, reports)
+    if reports and not step.dies:
+        return ProofResult(step.name, ProofStatus.FAILED, seconds, _report_lines(reports))
     if said == ProofStatus.NOT_APPLICABLE:
-        return ProofResult(proof.name, ProofStatus.NOT_APPLICABLE, seconds, (why, *evidence))
-    wrong = proof.check(facts, image) if said == ProofStatus.PASSED else why or f"init said {said!r}"
-    if wrong:
-        return ProofResult(proof.name, ProofStatus.FAILED, seconds, (wrong, *evidence))
+        return ProofResult(step.name, ProofStatus.NOT_APPLICABLE, seconds, (why,))
+    if said != ProofStatus.PASSED:
+        shown = tuple(f"{key}: {value}" for key, value in heard.facts.items() if not key.startswith("@"))
+        return ProofResult(
+            step.name, ProofStatus.FAILED, seconds, (why or f"init said {said!r}", *shown[:10])
+        )
+    finding = step.check(heard)
+    if finding.problem is not None:
+        return ProofResult(step.name, ProofStatus.FAILED, seconds, (finding.problem, *finding.evidence))
     channel = f"verdict: over {course.transcript.channel}"
     unseen = ("console: silent, so a WARNING would not have been seen",) if course.silent else ()
-    return ProofResult(proof.name, ProofStatus.PASSED, seconds, (*evidence, channel, *unseen))
+    return ProofResult(step.name, ProofStatus.PASSED, seconds, (*finding.evidence, channel, *unseen))
 
 
-def _unfinished(proof: Proof, course: Course, reports: Sequence[Report], seconds: float) -> ProofResult:
+def _died(step: Step, course: Course, reports: Sequence[Report], seconds: float) -> ProofResult:
+    """The kernel has ended in a step that is meant to make it complain."""
+    heard = Heard(course.transcript.facts(step.name), course.console, reports, complete=False)
+    finding = step.check(heard)
+    if finding.problem is None:
+        return ProofResult(step.name, ProofStatus.PASSED, seconds, finding.evidence)
+    evidence = (finding.problem, *finding.evidence, course.ending, *course.notes)
+    return ProofResult(step.name, ProofStatus.FAILED, seconds, evidence)
+
+
+def _unfinished(step: Step, course: Course, reports: Sequence[Report], seconds: float) -> ProofResult:
     # A report is the kernel's own word, whatever became of QEMU afterwards.
     status = ProofStatus.UNKNOWN if course.lost and not reports else ProofStatus.FAILED
     evidence = (*_report_lines(reports), course.ending, *course.notes)
-    return ProofResult(proof.name, status, seconds, evidence)
+    return ProofResult(step.name, status, seconds, evidence)
 
 
-def _not_run(proof: Proof, culprit: Proof) -> ProofResult:
-    return ProofResult(proof.name, ProofStatus.UNKNOWN, 0.0, (f"not run: {culprit.name} did not finish",))
+def _not_run(step: Step, culprit: Step) -> ProofResult:
+    return ProofResult(step.name, ProofStatus.UNKNOWN, 0.0, (f"not run: {culprit.name} did not finish",))
 
 
 def _report_lines(reports: Sequence[Report]) -> tuple[str, ...]:

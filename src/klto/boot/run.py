@@ -12,22 +12,17 @@ from typing import IO
 
 from klto import process
 from klto.boot.accelerator import choose_accelerator, remember
+from klto.boot.catalog import BootPlan, combine, divide, prepare_steps, select_proofs, worst
 from klto.boot.console import MAX_LOG_BYTES, Console
 from klto.boot.guest import Compiler, base_initramfs, boot_archive
-from klto.boot.images import Arch, KernelImage
-from klto.boot.initramfs import Entry
-from klto.boot.proofs import (
-    Course,
-    Proof,
-    ProofResult,
-    ProofStatus,
-    Transcript,
-    judge,
-    missing_options,
-    select_proofs,
-)
-from klto.boot.qemu import Accelerator, Machine, find_qemu
+from klto.boot.images import KernelImage
+from klto.boot.initramfs import Entry, directory, regular
+from klto.boot.proof_kexec import INITRD
+from klto.boot.proofs import Course, Place, ProofResult, ProofStatus, Transcript, judge
+from klto.boot.qemu import MEMORY_MIB, Accelerator, Machine, find_qemu
+from klto.boot.reservation import reserved
 from klto.boot.session import Ending, QemuLife, Session, Stopwatch, Wires, wires
+from klto.boot.subject import Subject
 from klto.errors import UsageError
 
 #: Seconds that a guest may take, by default. The small kernels of klto's tests need 1 to 3 under TCG, a
@@ -39,10 +34,11 @@ DEFAULT_TIMEOUT = {Accelerator.KVM: 60.0, Accelerator.TCG: 120.0}
 class BootRequest:
     """What to boot, with what, and what to prove.
 
-    ``log``: where the console log goes. ``cache``: klto's directory in the user's cache. ``config``: the
-    kernel's configuration (name without ``CONFIG_`` to value) where it is known: proofs that it rules out are
-    not run. ``accelerator`` None: what has proved to work. ``timeout``: seconds. ``append``: more for the
-    kernel's command line. ``files``: more for the initramfs.
+    ``log``: where the console log goes; further boots put their names before its suffix. ``cache``: klto's
+    directory in the user's cache. ``proofs``: names; none means all that the configuration
+    allows, or ``init`` where it is unknown. ``build_dir``, ``config``,
+    ``modules``, ``names``: see :class:`Subject`. ``accelerator`` None: what has proved to work. ``timeout``:
+    seconds, for each boot. ``append``: more for the kernel's command line. ``files``: more for the initramfs.
     """
 
     image: KernelImage
@@ -51,6 +47,9 @@ class BootRequest:
     cache: Path
     proofs: tuple[str, ...] = ()
     config: Mapping[str, str] | None = None
+    build_dir: Path | None = None
+    modules: tuple[str, ...] = ()
+    names: Path | None = None
     qemu: str | None = None
     accelerator: Accelerator | None = None
     cpu: str | None = None
@@ -58,14 +57,45 @@ class BootRequest:
     append: str = ""
     files: tuple[Entry, ...] = ()
 
+    @property
+    def subject(self) -> Subject:
+        """The kernel, for the proofs."""
+        return Subject(
+            self.image, self.compiler, self.build_dir, self.config, modules=self.modules, names=self.names
+        )
+
+
+@dataclass(frozen=True)
+class BootRun:
+    """One boot of several. ``place``: its name. ``complained``: whether the kernel reported a panic, an oops or
+    the like. Otherwise as in :class:`BootResult`.
+    """
+
+    place: Place
+    accelerator: str
+    qemu: tuple[str, ...]
+    qemu_version: str
+    seconds: float
+    console_log: Path
+    console_tail: tuple[str, ...]
+    ending: str
+    proofs: tuple[ProofResult, ...]
+    complained: bool = False
+
+    @property
+    def status(self) -> ProofStatus:
+        """The worst of its proofs."""
+        return worst([proof.status for proof in self.proofs])
+
 
 @dataclass(frozen=True)
 class BootResult:
-    """What came of a boot.
+    """What came of the boots.
 
-    ``seconds``: from the guest's start to its end. ``qemu``: its command line, empty when nothing was booted
-    because no proof applies. ``console_tail``: the console's last lines. ``ending``: one line on why the
-    guest ended.
+    ``seconds``: of all of them, each from the guest's start to its end. ``accelerator``, ``qemu`` (its command
+    line), ``qemu_version``, ``console_log``, ``console_tail`` (the last lines) and ``ending`` (one line on why
+    the guest ended) are of the first boot that did not pass, or of the first; ``qemu`` is empty when nothing
+    was booted because no proof applies.
     """
 
     image: Path
@@ -79,90 +109,114 @@ class BootResult:
     console_tail: tuple[str, ...]
     ending: str
     proofs: tuple[ProofResult, ...]
+    runs: tuple[BootRun, ...] = ()
 
     @property
     def status(self) -> ProofStatus:
         """The worst of the proofs: failed, unknown, passed; not-applicable when none could run."""
-        found = {proof.status for proof in self.proofs}
-        for status in (ProofStatus.FAILED, ProofStatus.UNKNOWN, ProofStatus.PASSED):
-            if status in found:
-                return status
-        return ProofStatus.NOT_APPLICABLE
+        return worst([proof.status for proof in self.proofs])
 
 
 def boot_kernel(request: BootRequest) -> BootResult:
-    """Boot the kernel once and run the proofs in it.
+    """Boot the kernel as often as the proofs need it, and run them.
 
-    No process, and no file but the console log and the cache, is left behind, whatever ends the call.
+    No process, and no file but the console logs and the cache, is left behind, whatever ends the call.
 
     :raises UsageError: an unknown proof, no QEMU, no usable compiler, a log that cannot be written.
+    :raises MalformedObject: when an object of the build that a proof reads is damaged.
     """
-    selected = select_proofs(request.proofs)
+    # Of a lone image nobody knows what its configuration allows.
+    selected = select_proofs(request.proofs or (() if request.config is not None else ("init",)))
     qemu = find_qemu(request.image.arch, request.qemu)
-    plan, excluded = _applicable(selected, request.image.arch, request.config)
-    if not plan:
-        return _not_booted(request, excluded)
+    steps, excluded = prepare_steps(selected, request.subject)
+    if not steps:
+        return _result(request, (), excluded)
     initramfs = base_initramfs(request.image.arch, request.compiler, request.cache)
     wanted = request.accelerator or choose_accelerator(request.image.arch, qemu, request.cache)
-    attempt = _boot(replace(request, accelerator=wanted), qemu, initramfs, plan)
-    if request.accelerator is None and wanted is Accelerator.KVM and attempt.suspect:
-        # The probe passed, and yet this looks like a KVM that does not work.
+    runs: list[BootRun] = []
+    for plan in divide(steps, wanted):
+        if runs and _hopeless(runs[0]):
+            excluded += tuple(_skipped(step.name) for step in plan.steps)
+            continue
+        runs.append(_attempts(request, qemu, initramfs, plan, wanted))
+    return _result(request, tuple(runs), excluded)
+
+
+def _hopeless(first: BootRun) -> bool:
+    """Whether another boot of the kernel would only take its deadline again: init was never reached."""
+    return any(p.name == "init" and p.status in ("failed", "unknown") for p in first.proofs)
+
+
+def _skipped(name: str) -> ProofResult:
+    return ProofResult(name, ProofStatus.UNKNOWN, 0.0, ("not run: init did not pass",))
+
+
+def _result(request: BootRequest, runs: tuple[BootRun, ...], excluded: tuple[ProofResult, ...]) -> BootResult:
+    image = request.image
+    results = combine([*(proof for run in runs for proof in run.proofs), *excluded])
+    if not runs:
+        return BootResult(
+            image.path, image.arch, image.release, "", (), "", 0.0, request.log, (), "was not booted", results
+        )
+    shown = next((run for run in runs if run.status is not ProofStatus.PASSED), runs[0])
+    return BootResult(
+        image=image.path,
+        arch=image.arch,
+        release=image.release,
+        accelerator=shown.accelerator,
+        qemu=shown.qemu,
+        qemu_version=shown.qemu_version,
+        seconds=sum(run.seconds for run in runs),
+        console_log=shown.console_log,
+        console_tail=shown.console_tail,
+        ending=shown.ending,
+        proofs=results,
+        runs=runs,
+    )
+
+
+def _attempts(
+    request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan, wanted: Accelerator
+) -> BootRun:
+    """One boot; a second one when it looks like a KVM that passed the probe and yet does not work."""
+    accelerator = Accelerator.TCG if plan.tcg else wanted
+    attempt = _boot(replace(request, accelerator=accelerator), qemu, initramfs, plan)
+    if request.accelerator is None and accelerator is Accelerator.KVM and attempt.suspect:
         attempt = _boot(replace(request, accelerator=Accelerator.TCG), qemu, initramfs, plan)
         if not attempt.suspect:
             remember(request.image.arch, qemu, request.cache, works=False)
-    order = [proof.name for proof in selected]
-    results = sorted((*attempt.result.proofs, *excluded), key=lambda proof: order.index(proof.name))
-    return replace(attempt.result, proofs=tuple(results))
-
-
-def _applicable(
-    selected: tuple[Proof, ...], arch: Arch, config: Mapping[str, str] | None
-) -> tuple[tuple[Proof, ...], tuple[ProofResult, ...]]:
-    plan: list[Proof] = []
-    excluded: list[ProofResult] = []
-    for proof in selected:
-        missing = missing_options(proof, arch, config) if config is not None else ()
-        if missing:
-            excluded.append(ProofResult(proof.name, ProofStatus.NOT_APPLICABLE, 0.0, missing))
-        else:
-            plan.append(proof)
-    return tuple(plan), tuple(excluded)
-
-
-def _not_booted(request: BootRequest, excluded: tuple[ProofResult, ...]) -> BootResult:
-    image = request.image
-    return BootResult(
-        image.path, image.arch, image.release, "", (), "", 0.0, request.log, (), "was not booted", excluded
-    )
+    return attempt.run
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    result: BootResult
+    run: BootRun
     #: Whether the guest said nothing, or QEMU failed.
     suspect: bool
 
 
-def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof, ...]) -> _Attempt:
+def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan) -> _Attempt:
     """One run of QEMU."""
     accelerator = request.accelerator or Accelerator.TCG
     timeout = request.timeout or DEFAULT_TIMEOUT[accelerator]
     nonce = secrets.token_hex(16)
     transcript, watch = Transcript(nonce), Stopwatch()
-    with _open_log(request.log) as log, _memory_file() as initrd, wires() as ends:
-        initrd.write(initramfs + boot_archive(nonce, [proof.name for proof in plan], request.files))
+    path = _log_of(request.log, plan.place)
+    content = initramfs + _own_archive(initramfs, nonce, plan, request.files)
+    memory = memory_for(len(content))
+    with _open_log(path) as log, _memory_file() as initrd, wires() as ends:
+        initrd.write(content)
         initrd.flush()
-        machine = _machine(request, qemu, accelerator, initrd.fileno(), ends)
+        machine = replace(
+            _machine(request, qemu, accelerator, initrd.fileno(), ends),
+            cpu=plan.cpu or request.cpu,
+            append=f"{plan.append} {request.append}".strip(),
+            memory_mib=memory,
+        )
         console = Console(log, watch, MAX_LOG_BYTES)
         session = Session(ends, console, transcript, watch, timeout)
-        output = ends.descriptor("output")
-        inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))
-        with process.started(machine.argv(), stdout=output, stderr=output, pass_fds=inherited) as child:
-            ends.hand_over()
-            try:
-                life = session.follow(child)
-            except OSError as error:
-                raise UsageError(f"cannot write {request.log}: {error.strerror}") from error
+        with reserved(request.cache, memory << 20):
+            life = _follow(machine, initrd, ends, session, path)
     ending = _describe(life, console, timeout)
     course = Course(
         transcript=transcript,
@@ -172,21 +226,58 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: tuple[Proof,
         seconds=life.seconds,
         notes=_notes(life),
         silent=console.bytes == 0,
+        console=console.text,
     )
-    result = BootResult(
-        image=request.image.path,
-        arch=request.image.arch,
-        release=request.image.release,
+    run = BootRun(
+        place=plan.place,
         accelerator=accelerator,
         qemu=machine.argv(),
         qemu_version=session.qemu_version,
         seconds=life.seconds,
-        console_log=request.log,
+        console_log=path,
         console_tail=tuple(console.tail),
         ending=ending,
-        proofs=judge(plan, request.image, course),
+        proofs=judge(plan.steps, course),
+        complained=bool(console.reports),
     )
-    return _Attempt(result, suspect=life.ending.lost or not life.heard)
+    return _Attempt(run, suspect=life.ending.lost or not life.heard)
+
+
+def _follow(machine: Machine, initrd: IO[bytes], ends: Wires, session: Session, log: Path) -> QemuLife:
+    """Start QEMU and watch it to its end."""
+    output = ends.descriptor("output")
+    inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))
+    argv = machine.argv()
+    with process.started(argv, stdout=output, stderr=output, pass_fds=inherited) as child:
+        ends.hand_over()
+        try:
+            return session.follow(child)
+        except OSError as error:
+            raise UsageError(f"cannot write {log}: {error.strerror}") from error
+
+
+def _own_archive(initramfs: bytes, nonce: str, plan: BootPlan, files: tuple[Entry, ...]) -> bytes:
+    """What this boot has for itself: the plan, the files of its steps, the initramfs of a second kernel."""
+    entries = [file for step in plan.steps for file in step.files]
+    for step in plan.steps:
+        if step.successor is not None:
+            entries.append(regular(INITRD, initramfs + boot_archive(nonce, step.successor)))
+    folders = dict.fromkeys(entry.name.rpartition("/")[0] for entry in entries)
+    lines = [line for step in plan.steps for line in (f"proof {step.name}", *step.plan)]
+    return boot_archive(nonce, lines, (*(directory(name) for name in folders if name), *entries, *files))
+
+
+def memory_for(initramfs: int) -> int:
+    """MiB for a guest with an initramfs of so many bytes: it is there twice while it is unpacked, and what is
+    loaded from it once more."""
+    return MEMORY_MIB + 4 * (initramfs >> 20)
+
+
+def _log_of(log: Path, place: Place) -> Path:
+    """The main boot's log has the name that was given; ``console-cfi.log`` is another's."""
+    if place is Place.MAIN or (log.exists() and not log.is_file()):
+        return log
+    return log.with_name(f"{log.stem}-{place}{log.suffix}")
 
 
 def _machine(request: BootRequest, qemu: Path, accelerator: Accelerator, initrd: int, ends: Wires) -> Machine:
@@ -200,8 +291,6 @@ def _machine(request: BootRequest, qemu: Path, accelerator: Accelerator, initrd:
         uart_fd=ends.descriptor("uart"),
         virtio_fd=ends.descriptor("virtio"),
         qmp_fd=ends.descriptor("qmp"),
-        cpu=request.cpu,
-        append=request.append,
     )
 
 

@@ -24,8 +24,9 @@ END_SECONDS = 5.0
 #: Seconds that QEMU may take to answer a question.
 ANSWER_SECONDS = 2.0
 
-#: Bytes that a verdict channel may carry; init's records are a few KiB.
-MAX_VERDICT_BYTES = 1 << 20
+#: Bytes that a verdict channel may carry; init's records are a few KiB; a
+#: configuration some 100, thousands of kernel modules a few hundred.
+MAX_VERDICT_BYTES = 4 << 20
 
 
 class Ending(StrEnum):

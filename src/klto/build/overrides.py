@@ -1,5 +1,5 @@
 """Options of ``klto build`` that change how an output is made while Kbuild's saved command stays the same:
-``--no-lto PATH`` and ``--keep-names``.
+``--no-lto PATH``, ``--keep-names`` and ``--rejoin PATH``.
 
 Kbuild cannot see them, so klto remembers for each output which of them made it, and removes outputs for which that
 has changed: make then makes them, and what depends on them, anew.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from klto.files import write_whole
 #: Sources of one object each, and what their names end in (scripts/Makefile.build, 6.1 and 6.12).
 _SOURCES = (".c", ".S", ".rs")
 
-NO_LTO, KEEP_NAMES = "no-lto", "keep-names"
+NO_LTO, KEEP_NAMES, REJOIN = "no-lto", "keep-names", "rejoin"
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,16 @@ class Overrides:
         """Output to override, of the outputs that are still those which klto made."""
         return {name: made.override for name, made in self._made.items() if made.stamp == self._stamp(name)}
 
-    def reconcile(self, no_lto: NoLto, *, keep_names: bool) -> list[str]:
+    def reconcile(self, no_lto: NoLto, *, keep_names: bool, rejoin: Sequence[str] = ()) -> list[str]:
         """Remove the outputs that were made under other overrides than these; their names."""
         made = self.current()
         stale = [name for name, override in made.items() if override == NO_LTO and not no_lto.covers(name)]
         if no_lto:
             stale += [name for name in self._with_lto(no_lto) if made.get(name) != NO_LTO]
+        stale += [name for name, override in made.items() if override == REJOIN and name not in rejoin]
         kept = {name for name, override in made.items() if override == KEEP_NAMES}
         linked = self._linked()
-        stale += [name for name in linked if (name in kept) != keep_names]
+        stale += [name for name in linked if (name in kept) != keep_names and name not in rejoin]
         for name in stale:
             (self._build_dir / name).unlink(missing_ok=True)
         self._made = {name: self._made[name] for name in made if name not in stale}
@@ -172,12 +174,12 @@ class Overrides:
         names = ["vmlinux.o", *(f"{name.rpartition('.')[0]}.o" for name in modules)]
         return [name for name in names if (self._build_dir / name).exists()]
 
-    def remember_links(self, outputs: list[str]) -> None:
-        """These links kept the names of promoted functions."""
+    def remember_links(self, outputs: list[str], override: str = KEEP_NAMES) -> None:
+        """These links kept the names of promoted functions, or their outputs were merged."""
         for name in outputs:
             stamp = self._stamp(name)
             if stamp is not None:
-                self._made[name] = Made(KEEP_NAMES, stamp)
+                self._made[name] = Made(override, stamp)
         self._save()
 
     def finish(self) -> None:

@@ -24,6 +24,8 @@ class BuildRequest:
     :param lto: thin, full, none, keep, or None when not said.
     :param base: ``-k``: defconfig, allnoconfig or a file; None: the ``.config`` that is there.
     :param fragments: ``-K`` in order: files or ``CONFIG_X=value``.
+    :param fail_on: error, warning or never: findings from this level on end the build.
+    :param rejoin: outputs of relocatable links, relative to the build dir, whose split sections are merged.
     :param no_lto: directories and source files that are compiled without LTO.
     :param keep_names: local functions that LTO makes global keep their names, where the linker can.
     :param memory: bytes that each step of the link and after it may use; None: what is available.
@@ -43,11 +45,14 @@ class BuildRequest:
     jobs: int | None = None
     cache_dir: Path | None = None
     no_cache: bool = False
+    fail_on: str = "error"
+    rejoin: tuple[str, ...] = ()
     no_lto: tuple[str, ...] = ()
     keep_names: bool = False
     memory: int | None = None
     module_timeout: float = DEFAULT_MODULE_TIMEOUT
     boot: bool = False
+    time_trace: bool = False
     boot_timeout: float | None = None
     argv: tuple[str, ...] = ()
     directory: Path = Path()

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from klto import __version__, machine
+from klto.build.checks import LinkChecks, check_finished, finding_of, judge, write_sarif
 from klto.build.failure import explain_failure
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
-from klto.build.overrides import NO_LTO, Overrides, compiler_shim
+from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim
 from klto.build.plan import Plan, measured_file
 from klto.build.verify import artifacts, compare_initcalls, verify_build
+from klto.check.finding import Level
 from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
 from klto.events import (
     Event,
@@ -43,19 +45,17 @@ from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
-from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT
+from klto.link.run import ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
 from klto.link.shim import Shims, install_shims
-from klto.process import become_subreaper, quote
+from klto.process import become_subreaper, quote, run
 from klto.record import (
     SCHEMA,
     Artifact,
     Asked,
-    Boot,
     ConfigIdentity,
     FinishEstimate,
     Initcall,
     Machine,
-    Proof,
     Record,
     RecordKeeper,
     ToolchainIdentity,
@@ -105,6 +105,7 @@ class _Run:
         self.journal = Journal(folder.journal)
         self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
         self.expected: int | None = None
+        self.checks: LinkChecks | None = None
         self.overrides = Overrides(folder.path, plan.build_dir)
 
     def carry_out(self) -> Record:
@@ -122,8 +123,20 @@ class _Run:
             self.keeper(RunFinished(status="failed", exit_status=2, message=str(error)))
             raise
         finally:
+            self._remember()
             self.journal.close()
         return self.keeper.record
+
+    def _remember(self) -> None:
+        """Put a summary of the run into the history, for ``klto history`` and ``klto plan``."""
+        from klto.report.history import append, summarise
+
+        try:
+            append(summarise(self.keeper.record, self.plan.build_dir))
+        except KltoError as error:
+            # The kernel is what was asked for; its place in the history is not worth failing for.
+            self.keeper(Note(text=f"not in the history: {error.message}", level="warning"))
+            self.keeper.save()
 
     def emit(self, event: Event) -> None:
         """Hand an event to the journal, the record and the observers."""
@@ -187,11 +200,14 @@ class _Run:
             self._configure()
         result = self._make()
         if result.returncode != 0:
+            self._judge_link()
             raise explain_failure(result, self.folder.log, again(plan))
         self._check_config()
         if whole or self._is_new("vmlinux"):
             with self.stage("verify"):
                 self._verify(result)
+            with self.stage("check"):
+                self._check()
         else:
             self.emit(Note(text="vmlinux was not built: nothing was verified"))
         if plan.request.boot:
@@ -199,8 +215,41 @@ class _Run:
                 self._boot()
         self.emit(RunFinished(status="done", exit_status=0))
 
+    def _judge_link(self) -> None:
+        """What the checks before the link said, when that is why make failed."""
+        found = self.checks.before_link() if self.checks else None
+        if found:
+            self.keeper.update(findings=[finding.as_json() for finding in found])
+            judge(found, self.plan.request.fail_on, "not linked", self.folder.log)
+
+    def _check(self) -> None:
+        """The checks of what was built; those before the link have been done."""
+        assert self.checks is not None
+        self.checks.check_rejoined()
+        record, request = self.keeper.record, self.plan.request
+        before = self.before if self.before and self.before.status == "done" and self.before.checked else None
+        linked = self.checks.before_link()
+        if before and linked is None and before.artifacts == record.artifacts:
+            found = [finding_of(item) for item in before.findings]  # Nothing was made since.
+        else:
+            with_modules = _makes_modules(request.targets)
+            found = check_finished(self.plan.build_dir, linked, with_modules=with_modules)
+        self.keeper.update(findings=[finding.as_json() for finding in found], checked=True)
+        write_sarif(self.folder.path / "findings.sarif", found)
+        judge(found, request.fail_on, "built, but", self.folder.log)
+        for finding in found:
+            if finding.level is not Level.NOTE:
+                self.emit(
+                    Note(text=f"{finding.artifact}: {finding.message} [{finding.rule}]", level="warning")
+                )
+
     def _configure(self) -> None:
         plan = self.plan
+        linker = plan.kbuild.toolchain.ld_lld
+        if plan.request.time_trace and "--time-trace" not in run([linker, "--help"]).stdout:
+            raise UsageError(
+                f"{linker} offers no --time-trace", "use LLD 11 or later, or build without --time-trace"
+            )
         recompile = plan.kbuild.toolchain.would_recompile(plan.build_dir)
         if recompile:
             self.emit(Note(text=f"{recompile}: everything is compiled anew", level="warning"))
@@ -238,6 +287,12 @@ class _Run:
     def _make(self) -> MakeResult:
         plan, folder = self.plan, self.folder
         self._remove_leftovers()
+        config = self.keeper.record.config
+        lto = config.lto if config is not None else "none"
+        request = plan.request
+        linker = plan.kbuild.toolchain.ld_lld
+        self.checks = LinkChecks(plan.build_dir, folder.path, lto, request.fail_on, linker, request.rejoin)
+        self.checks.prepare()
         self._apply_overrides()
         learnt = folder.learnt()
         if learnt.objects and not (plan.build_dir / "vmlinux.a").exists():
@@ -252,8 +307,10 @@ class _Run:
             ]
             extra = {
                 **server.environment(),
+                **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
                 ENV_MEMORY: str(plan.request.memory or ""),
                 ENV_MEASURED: str(measured_file()),
                 ENV_MODULE_TIMEOUT: str(plan.request.module_timeout),
@@ -296,9 +353,11 @@ class _Run:
 
     def _apply_overrides(self) -> None:
         plan = self.plan
-        stale = self.overrides.reconcile(plan.no_lto, keep_names=plan.keep_names)
+        stale = self.overrides.reconcile(plan.no_lto, keep_names=plan.keep_names, rejoin=plan.request.rejoin)
         if stale:
-            text = f"{len(stale)} outputs are made anew: --no-lto or --keep-names has changed for them"
+            text = (
+                f"{len(stale)} outputs are made anew: --no-lto, --keep-names or --rejoin has changed for them"
+            )
             self.emit(Note(text=text))
         if plan.request.keep_names and not plan.keep_names:
             text = (
@@ -311,6 +370,8 @@ class _Run:
         self.overrides.finish()
         if self.plan.keep_names:
             self.overrides.remember_links([begun.output for begun, _ in result.links])
+        if result.returncode == 0:
+            self.overrides.remember_links(list(self.plan.request.rejoin), REJOIN)
         current = self.overrides.current()
         self.keeper.update(overrides=current)
         without = sum(override == NO_LTO for override in current.values())
@@ -361,6 +422,8 @@ class _Run:
         )
         made = artifacts(build_dir, build_dir / IMAGES[self.plan.tree.arch], with_modules=with_modules)
         self.keeper.update(verification=verification, artifacts=made)
+        if not verification.problems:
+            self._sizes(made)
         order, wrong = self._initcalls(made) if config.lto != "none" else ([], [])
         self.keeper.update(initcalls=order)
         verification = msgspec.structs.replace(verification, problems=[*verification.problems, *wrong])
@@ -373,6 +436,16 @@ class _Run:
                 f"log: {self.folder.log}",
                 tuple(verification.problems[1:]),
             )
+
+    def _sizes(self, made: list[Artifact]) -> None:
+        """What vmlinux is made of, for klto report and klto compare."""
+        from klto.report.side import measure  # Late: it needs numpy.
+
+        before = self.before
+        if before and before.sizes and _digest_of("vmlinux", made) == _digest_of("vmlinux", before.artifacts):
+            self.keeper.update(sizes=before.sizes)
+        else:
+            self.keeper.update(sizes=measure(self.plan.build_dir))
 
     def _initcalls(self, made: list[Artifact]) -> tuple[list[Initcall], list[str]]:
         """The order of initcalls that the objects have, and what is different in vmlinux."""
@@ -389,6 +462,7 @@ class _Run:
         from klto.boot.guest import Compiler
         from klto.boot.images import Arch, find_built_image, read_image
         from klto.boot.run import BootRequest, boot_kernel
+        from klto.report.boot import recorded
 
         plan = self.plan
         arch = Arch(plan.tree.arch)
@@ -400,21 +474,11 @@ class _Run:
                 log=self.folder.console,
                 cache=user_cache_dir(),
                 config=read_config(plan.build_dir / ".config"),
+                build_dir=plan.build_dir,
                 timeout=plan.request.boot_timeout,
             )
         )
-        proofs = [
-            Proof(name=p.name, status=p.status, seconds=p.seconds, evidence=list(p.evidence))
-            for p in result.proofs
-        ]
-        boot = Boot(
-            image=str(result.image.relative_to(plan.build_dir)),
-            accelerator=result.accelerator,
-            seconds=result.seconds,
-            console=str(result.console_log),
-            proofs=proofs,
-        )
-        self.keeper.update(boots=[*self.keeper.record.boots, boot])
+        self.keeper.update(boots=[*self.keeper.record.boots, *recorded(result, plan.build_dir)])
         _judge_boot(result)
 
 

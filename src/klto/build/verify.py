@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from klto.kernel.initcalls import NoInitcalls, in_run_order, read_initcalls
-from klto.link.request import parse_request
+from klto.link.saved import link_inputs
 from klto.objects.archive import Member, leaves, read_archive
 from klto.objects.elf_header import Header
 from klto.objects.elf_sections import section_names
@@ -104,7 +103,7 @@ def _archive_members(build_dir: Path) -> tuple[int, int, list[str]]:
     :raises MalformedObject: when one cannot be read.
     """
     bitcode, native, lost = 0, 0, []
-    for archive in _vmlinux_inputs(build_dir):
+    for archive in link_inputs(build_dir):
         for member in leaves(read_archive(archive)):
             if member.kind() == "bitcode":
                 bitcode += 1
@@ -164,20 +163,11 @@ def compare_initcalls(build_dir: Path) -> tuple[list[Initcall], list[str]]:
     from klto.kernel.initcall_tables import differences, read_tables  # Late: it needs numpy.
 
     try:
-        found = read_initcalls([str(path) for path in _vmlinux_inputs(build_dir)])
+        found = read_initcalls([str(path) for path in link_inputs(build_dir)])
     except NoInitcalls:
         return [], []  # Not a Linux kernel that does anything; what the link had is verified all the same.
     order = [Initcall(level=i.level, function=i.function, object=i.object) for i in in_run_order(found)]
     return order, differences(found, read_tables(build_dir / "vmlinux"))
-
-
-def _vmlinux_inputs(build_dir: Path) -> list[Path]:
-    """The archives of the vmlinux.o link, from the command that Kbuild saved."""
-    if not (build_dir / ".vmlinux.o.cmd").exists():
-        return [build_dir / "vmlinux.a"]
-    saved = (build_dir / ".vmlinux.o.cmd").read_text(errors="replace").splitlines()[0]
-    words = shlex.split(saved.partition(":= ")[2].partition(";")[0])
-    return [build_dir / name for name in parse_request(words[1:]).inputs]
 
 
 def artifacts(build_dir: Path, image: Path, *, with_modules: bool) -> list[Artifact]:

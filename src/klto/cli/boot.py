@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from klto.cli.options import add_output_options, add_tree_options
 
 if TYPE_CHECKING:
     from klto.boot.guest import Compiler
     from klto.boot.images import Arch, KernelImage
-    from klto.boot.run import BootRequest, BootResult
+    from klto.boot.run import BootRequest, BootResult, BootRun
 
 #: Lines of the console that a failure shows; the log has all.
 _SHOWN_LINES = 15
@@ -24,6 +24,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_tree_options(parser)
     parser.add_argument(
         "--kernel", metavar="IMAGE", type=Path, help="boot this image instead of a build dir's"
+    )
+    parser.add_argument(
+        "--module",
+        dest="modules",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="load this kernel module, or .ko file, instead of all (proof modules; repeatable)",
+    )
+    parser.add_argument(
+        "--names", metavar="FILE", type=Path, help="functions for livepatch-names, one a line"
+    )
+    parser.add_argument("--junit", metavar="FILE", type=Path, help="write the results as JUnit XML, too")
+    parser.add_argument(
+        "--decode",
+        metavar="LOG",
+        type=Path,
+        help="boot nothing: decode the panics in a console log (- for stdin)",
     )
     parser.add_argument(
         "--timeout",
@@ -56,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     """Boot, print the verdicts; the contract's exit status."""
     from klto.boot.run import boot_kernel
 
+    if args.decode is not None:
+        return _decode(args)
     request = _request(args)
     if not args.quiet:
         release = f"Linux {request.image.release}, " if request.image.release else ""
@@ -64,12 +84,67 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(result)
     else:
-        show_result(result, quiet=args.quiet, verbose=args.verbose)
+        show_result(result, request, quiet=args.quiet, verbose=args.verbose)
+    _keep(result, request, args.junit)
     return exit_status(result)
 
 
+def _keep(result: BootResult, request: BootRequest, junit: Path | None) -> None:
+    """Write the results where they were asked for: into the build's record, and as JUnit XML."""
+    from klto.files import write_whole
+    from klto.report.boot import recorded
+    from klto.report.junit import junit_xml
+
+    if request.build_dir is not None and result.runs:
+        from klto.record import add_boots
+
+        add_boots(request.build_dir / ".klto" / "record.json", recorded(result, request.build_dir))
+    if junit is not None:
+        write_whole(junit, junit_xml(result))
+
+
+def _decode(args: argparse.Namespace) -> int:
+    """Decode a log's panics. 0 whatever was found: what a log says is no failure of klto's."""
+    import json
+
+    from klto.boot.decode import decode_log
+    from klto.boot.decode_tools import find_tools
+    from klto.errors import UsageError
+    from klto.kernel.toolchain import find_toolchain
+    from klto.report.decoded import decoded_json, decoded_text
+
+    if args.proofs or args.kernel is not None:
+        raise UsageError(
+            "--decode boots nothing: it takes a log and a build dir", "klto boot --decode LOG -b DIR"
+        )
+    build_dir: Path = args.build_dir or args.tree
+    config = _config_of(build_dir)
+    text = _read_log(args.decode)
+    toolchain = find_toolchain(None, build_dir, args.toolchain)
+    folders = dict.fromkeys((toolchain.bin_dir, toolchain.clang.parent))
+    decoded = decode_log(text, build_dir, find_tools(folders), config)
+    if args.json:
+        print(json.dumps(decoded_json(decoded, str(args.decode)), indent=2))
+    else:
+        print(decoded_text(decoded, quiet_frames=not args.verbose), end="")
+    return 0
+
+
+def _read_log(path: Path) -> str:
+    """A console log; ``-`` is standard input."""
+    from klto.errors import UsageError
+
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", "give a console log, or - for stdin"
+        ) from error
+    return data.decode("utf-8", "replace")
+
+
 def _request(args: argparse.Namespace) -> BootRequest:
-    from klto.boot.proofs import select_proofs
+    from klto.boot.catalog import select_proofs
     from klto.boot.qemu import Accelerator, find_qemu
     from klto.boot.run import BootRequest
     from klto.files import user_cache_dir
@@ -85,6 +160,9 @@ def _request(args: argparse.Namespace) -> BootRequest:
         cache=cache,
         proofs=tuple(args.proofs),
         config=config,
+        build_dir=build_dir,
+        modules=tuple(args.modules),
+        names=args.names,
         qemu=args.qemu,
         accelerator=None if args.accel == "auto" else Accelerator(args.accel),
         timeout=args.timeout,
@@ -178,67 +256,58 @@ def exit_status(result: BootResult) -> int:
     }[result.status]
 
 
-def as_json(result: BootResult) -> dict[str, Any]:
-    """The result as ``klto/boot/1``."""
-    return {
-        "schema": "klto/boot/1",
-        "image": str(result.image),
-        "arch": result.arch,
-        "release": result.release,
-        "accelerator": result.accelerator,
-        "qemu": list(result.qemu),
-        "qemu_version": result.qemu_version,
-        "seconds": round(result.seconds, 3),
-        "console_log": str(result.console_log),
-        "ending": result.ending,
-        "status": result.status,
-        "proofs": [
-            {
-                "name": proof.name,
-                "status": proof.status,
-                "seconds": round(proof.seconds, 3),
-                "evidence": list(proof.evidence),
-            }
-            for proof in result.proofs
-        ],
-    }
-
-
 def _print_json(result: BootResult) -> None:
     import json
 
-    print(json.dumps(as_json(result), indent=2))
+    from klto.report.boot import boot_json
+
+    print(json.dumps(boot_json(result), indent=2))
 
 
-def show_result(result: BootResult, *, quiet: bool = False, verbose: bool = False) -> None:
+def show_result(
+    result: BootResult, request: BootRequest, *, quiet: bool = False, verbose: bool = False
+) -> None:
     """For people: the verdicts on stdout; what went wrong, with the console's last lines, on stderr."""
     from klto import process
 
-    good = result.status == "passed"
     if not quiet:
-        for proof in result.proofs:
-            print(f"{proof.name:<12} {proof.status:<14} {proof.seconds:6.2f} s  {_first(proof.evidence)}")
+        for proof in (proof for proof in result.proofs if proof.status != "not-applicable"):
+            print(f"{proof.name:<15} {proof.status:<7} {proof.seconds:6.2f} s  {_first(proof.evidence)}")
             for line in proof.evidence if verbose else ():
                 print(f"    {line}")
-    if verbose and result.qemu:
+        others = [f"{p.name} ({_first(p.evidence)})" for p in result.proofs if p.status == "not-applicable"]
+        if others and result.runs:
+            print(f"not applicable: {', '.join(others)}")
+    for run in result.runs if verbose else ():
         print(
-            f"{result.accelerator}, QEMU {result.qemu_version}: {process.quote(result.qemu)}", file=sys.stderr
+            f"{run.place}: {run.accelerator}, QEMU {run.qemu_version}: {process.quote(run.qemu)}",
+            file=sys.stderr,
         )
-    if good:
-        return
-    if not result.qemu:
-        for proof in result.proofs:
+    ran = {proof.name for run in result.runs for proof in run.proofs}
+    for proof in (proof for proof in result.proofs if proof.name not in ran):
+        if proof.status in ("failed", "unknown") or not result.runs:
             print(f"klto: proof {proof.name} cannot run: {'; '.join(proof.evidence)}", file=sys.stderr)
-        return
-    for line in result.console_tail[-_SHOWN_LINES:]:
+    for run in result.runs:
+        if run.status in ("failed", "unknown"):
+            _show_failure(run, request)
+
+
+def _show_failure(run: BootRun, request: BootRequest) -> None:
+    """The end of one boot's console, its proofs that did not pass, and how to decode what the kernel said."""
+    from klto import process
+
+    for line in run.console_tail[-_SHOWN_LINES:]:
         print(f"  | {line}", file=sys.stderr)
-    for proof in result.proofs:
+    for proof in run.proofs:
         if proof.status not in ("passed", "not-applicable"):
-            print(f"klto: proof {proof.name} {proof.status}: {result.ending}", file=sys.stderr)
+            print(f"klto: proof {proof.name} {proof.status}: {run.ending}", file=sys.stderr)
             for line in proof.evidence:
-                if line != result.ending:
+                if line != run.ending:
                     print(f"  {line}", file=sys.stderr)
-    print(f"  console log: {result.console_log}", file=sys.stderr)
+    print(f"  console log: {run.console_log}", file=sys.stderr)
+    if run.complained and request.build_dir is not None:
+        command: list[process.Arg] = ["klto", "boot", "--decode", run.console_log, "-b", request.build_dir]
+        print(f"  decode it: {process.quote(command)}", file=sys.stderr)
 
 
 def _first(evidence: tuple[str, ...]) -> str:

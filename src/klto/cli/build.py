@@ -43,6 +43,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-cache", action="store_true", help="generate all code anew at the link")
     parser.add_argument(
+        "--fail-on",
+        choices=("error", "warning", "never"),
+        default="error",
+        help="findings of the checks that end the build with status 3 (default error)",
+    )
+    parser.add_argument(
+        "--rejoin",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="merge the split sections of this link's output, such as arch/x86/purgatory/purgatory.ro; repeatable",
+    )
+    parser.add_argument(
         "--no-lto",
         metavar="PATH",
         action="append",
@@ -65,6 +78,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         metavar="S",
         help="end a module's backend that gets nowhere for S seconds (default: 600; 0: never)",
+    )
+    parser.add_argument(
+        "--time-trace", action="store_true", help="let the linker trace its phases, for klto report --trace"
     )
     parser.add_argument("--boot", action="store_true", help="boot the result in QEMU")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds that the boot may take")
@@ -92,11 +108,14 @@ def run(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         cache_dir=args.cache_dir,
         no_cache=args.no_cache,
+        fail_on=args.fail_on,
+        rejoin=tuple(os.path.normpath(path) for path in args.rejoin),
         no_lto=tuple(args.no_lto),
         keep_names=args.keep_names,
         memory=args.memory,
         **({} if args.module_timeout is None else {"module_timeout": args.module_timeout}),
         boot=args.boot,
+        time_trace=args.time_trace,
         boot_timeout=args.timeout,
         argv=tuple(args.argv),
         directory=Path.cwd(),
@@ -145,8 +164,14 @@ def _summary(record: Record, build_dir: Path) -> None:
             took = duration(link.wall_seconds or 0.0)
             shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the rest from the cache"
             print(f"{'link':<10}{took}: {shares}")
+    if record.checked:
+        levels = [str(finding["level"]) for finding in record.findings]
+        print(
+            f"{'checks':<10}{levels.count('error')} errors, {levels.count('warning')} warnings, "
+            f"{levels.count('note')} notes: klto check -b {build_dir}"
+        )
     for boot in record.boots:
-        for proof in boot.proofs:
+        for proof in (proof for proof in boot.proofs if proof.status != "not-applicable"):
             print(
                 f"{'boot':<10}{proof.name} {proof.status} in {duration(proof.seconds)} ({boot.accelerator})"
             )

@@ -160,6 +160,8 @@ def _why_none(paths: Iterable[str]) -> tuple[str, str]:
                 )
             elif kind == "elf":
                 kind = "ELF" if len(ElfSymbols(data, where)) else "ELF without symbols"
+            elif kind == "other":
+                kind = "in no format of objects" if len(data) else "empty"
             kinds[kind] = kinds.get(kind, 0) + 1
     if not kinds:
         return "no initcalls: the archives are empty", "give vmlinux.a of a build that has come to its link"

@@ -32,6 +32,8 @@ MODULE_LAYOUT = "module_layout"
 _MOST_UNCOMPRESSED = 1 << 29
 _COMPRESSED = (".gz", ".xz", ".zst")
 _STB_GLOBAL = 1
+#: gABI chapter 4, e_type; modules are linked with -r (scripts/Makefile.modfinal).
+_ET_REL = 1
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,10 @@ def _listed(folder: Path) -> Iterator[Path]:
 
 def _needs(path: Path) -> tuple[str, ...]:
     elf = Elf(_object(path), str(path))
+    if elf.header.e_type != _ET_REL:
+        raise MalformedObject(
+            str(path), 16, f"expected a kernel module, which is relocatable, found e_type {elf.header.e_type}"
+        )
     table = elf.symtab
     if table is None:
         raise MalformedObject(

@@ -7,6 +7,7 @@ file has changed. Here such modules are found and a digest of what they include 
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import os
 import time
@@ -36,31 +37,38 @@ class Uncacheable(Exception):
     """What a module includes cannot be told; its link must not use a cache. The message says which and why."""
 
 
-def _needles() -> tuple[bytes, ...]:
-    """The words as they stand in bitcode: two VBR6 chunks for each character, at any of eight bit offsets,
-    without the bytes at both ends that they share with their neighbours.
+#: Base64's digits for six-bit values, and the same with 2 ("@" to "_") and 3 ("`" to DEL) made one.
+_DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_ANY_CASE = bytes.maketrans(_DIGITS[2:3], _DIGITS[3:4])
+
+
+def _needle(word: bytes) -> bytes:
+    """A word as it stands in bitcode, in any case: two VBR6 chunks for each character, the last one first.
 
     Assembly is written without abbreviation (BitcodeWriter.cpp: writeStringRecord for MODULE_CODE_ASM,
-    CST_CODE_INLINEASM), so each character is an operand: five low bits and "more", then the high bits.
+    CST_CODE_INLINEASM), so each character is an operand: five low bits and "more", then the high bits, in
+    which alone the cases of a letter differ.
     """
-    needles = []
-    for word in (*_WORDS, *(word.upper() for word in _WORDS)):
-        bits = 0
-        for place, character in enumerate(word):
-            bits |= (character & 31 | 32 | character >> 5 << 6) << (12 * place)
-        for offset in range(8):
-            skipped = -offset % 8
-            whole = (12 * len(word) - skipped) // 8
-            needles.append((bits >> skipped & (1 << 8 * whole) - 1).to_bytes(whole, "little"))
-    return tuple(needles)
+    chunks = [chunk for character in word for chunk in (character & 31 | 32, character >> 5)]
+    return bytes(_DIGITS[chunk] for chunk in reversed(chunks)).translate(_ANY_CASE)
 
 
-NEEDLES = _needles()
+_NEEDLES = tuple(_needle(word) for word in _WORDS)
 
 
 def may_include(data: bytes) -> bool:
-    """Whether a module's bytes hold one of the words anywhere; False rules the module out."""
-    return any(needle in data for needle in NEEDLES)
+    """Whether a module's bytes hold one of the words anywhere, in any case; False rules the module out.
+
+    The interpreter's base64 encoder cuts the bytes into chunks. It takes the highest bits first, so the bytes
+    go in last to first; where in a byte a chunk begins is not known, so all six places are tried.
+    """
+    moved = (int.from_bytes(data, "little") >> 1).to_bytes(len(data), "little")
+    for backwards in (data[::-1], moved[::-1]):
+        for skipped in range(3):
+            chunks = binascii.b2a_base64(backwards[skipped:], newline=False).translate(_ANY_CASE)
+            if any(needle in chunks for needle in _NEEDLES):
+                return True
+    return False
 
 
 def included_names(data: Buffer, where: str) -> list[str]:

@@ -74,7 +74,10 @@ class Member:
             return memoryview(self._archive.data)[self.offset : self.offset + self.size]
         if self._origin is not None:
             return self._nested().data()
-        return read_whole(self.path)
+        try:
+            return read_whole(self.path)
+        except MalformedObject as error:
+            raise self._missing(error) from error
 
     def kind(self) -> Kind:
         """What it is, by its first bytes.
@@ -83,7 +86,20 @@ class Member:
         """
         if self.path is None:
             return kind_of_bytes(memoryview(self._archive.data)[self.offset : self.offset + self.size])
-        return kind_of(self.path) if self._origin is None else self._nested().kind()
+        if self._origin is not None:
+            return self._nested().kind()
+        try:
+            return kind_of(self.path)
+        except MalformedObject as error:
+            raise self._missing(error) from error
+
+    def _missing(self, error: MalformedObject) -> MalformedObject:
+        return MalformedObject(
+            self._archive.path,
+            self.header_offset,
+            f"expected a member at {self.path}, which {error.problem}",
+            "a thin archive has paths only, from its own folder on: use it where it was made, or make it again",
+        )
 
     def _nested(self) -> Member:
         """GNU ar's thin archive of a full archive: the member at ``_origin`` of the archive at ``path``."""

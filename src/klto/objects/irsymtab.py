@@ -131,7 +131,7 @@ def _blob_by_the_book(data: Buffer, width: int, begin: int, end: int, where: str
     from klto.objects.bitstream import Bitstream, Block, Record
 
     stream = Bitstream(data, where, base)
-    for item in stream.items(Block(0, width, 8 * begin, 8 * end), [], (_BLOB_CODE,), {}):
+    for item in stream.items(Block(0, width, 8 * begin, 8 * end), [], (_BLOB_CODE,), None):
         if isinstance(item, Record):
             first, size = item.blob()
             if first + size > end:

@@ -1,0 +1,70 @@
+"""The proof ``initcalls``: a boot with ``initcall_debug`` calls them as the objects have them, each once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from klto.boot.proofs import Finding, Heard, NotApplicable, Step
+from klto.boot.subject import Subject
+from klto.kernel.initcall_tables import calls_in_log, log_differences
+from klto.kernel.initcalls import Initcall, in_run_order, read_initcalls
+
+#: Longest calls that are shown.
+_SHOWN = 10
+
+#: init/main.c, run_init_process (5.11 and later): behind this line no initcall of the kernel's own is called.
+_INIT_STARTS = "as init process"
+
+#: init/main.c, trace_initcall_finish_cb (6.1 and 6.12).
+_RETURNED = re.compile(r"initcall (\S+?)\+0x[0-9a-f]+/0x[0-9a-f]+ returned (-?\d+) after (\d+) usecs")
+
+#: LTO's names of initcalls as kallsyms has them: include/linux/init.h, __initcall_stub.
+_STUB = "__initstub__"
+
+
+def prepare(subject: Subject) -> tuple[Step, ...]:
+    """Read the order from the link's inputs.
+
+    :raises NotApplicable: when they are not there.
+    """
+    archive = subject.needed_build_dir() / "vmlinux.a"
+    if not archive.is_file():
+        raise NotApplicable("needs the objects of the build: there is no vmlinux.a in the build dir")
+    expected = read_initcalls([str(archive)])
+
+    def check(heard: Heard) -> Finding:
+        return compare(expected, heard.console)
+
+    return (Step("initcalls", check, append="initcall_debug ignore_loglevel"),)
+
+
+def compare(expected: Sequence[Initcall], console: str) -> Finding:
+    """How the calls on a console differ from the objects' order, with the slowest of them."""
+    before_init, _, _ = console.partition(_INIT_STARTS)
+    calls = calls_in_log(before_init)
+    wanted = [call for call in in_run_order(expected) if not call.level.startswith("con")]
+    if not calls:
+        return Finding("the console shows no initcall: the kernel ignored initcall_debug, or has no kallsyms")
+    wrong = log_differences(expected, calls)
+    if not wrong and len(calls) > len(wanted):
+        wrong = [
+            f"initcall {len(wanted)} was {calls[len(wanted)]}, but no object has it, or it was called before"
+        ]
+    if wrong:
+        twice = [name for name, times in Counter(calls).items() if times > 1]
+        doubled = (f"called more than once: {', '.join(twice[:_SHOWN])}",) if twice else ()
+        return Finding(wrong[0], (f"{len(calls)} calls, {len(wanted)} initcalls in the objects", *doubled))
+    functions = {call.id + call.level: f"{call.function} (level {call.level})" for call in wanted}
+    slowest = sorted(_durations(before_init), reverse=True)[:_SHOWN]
+    shown = tuple(f"{micros / 1000:.1f} ms  {functions.get(name, name)}" for micros, name in slowest)
+    return Finding(None, (f"{len(wanted)} initcalls in the objects' order, each once", *shown))
+
+
+def _durations(console: str) -> list[tuple[int, str]]:
+    """(microseconds, function) of each call."""
+    found = []
+    for name, _, micros in _RETURNED.findall(console):
+        found.append((int(micros), name.removeprefix(_STUB)))
+    return found

@@ -1,0 +1,160 @@
+"""A finished build dir: which of its files are worth a check, and what each is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from klto.check.link_inputs import LinkInputs
+from klto.check.roles import NATIVE_PARTS, Role, role_of
+from klto.check.saved import read_saved
+from klto.check.subject import Subject, open_subject
+from klto.errors import UsageError
+from klto.kernel.ksyms_audit import Audit
+from klto.objects.errors import MalformedObject
+from klto.objects.kind import kind_of
+
+#: Options of ld.lld that take the next word (those that Kbuild gives to the vmlinux.o link).
+_WITH_VALUE = frozenset(("-m", "-mllvm", "-z", "-o", "-T", "-e"))
+
+#: Artifacts below the build dir that are linked apart from vmlinux, where they are there. Linux 6.1 and 6.12.
+_FOLDERS = (
+    ("arch/*/purgatory", ("*.ro", "*.o")),
+    ("arch/*/kernel/pi", ("*.o",)),
+    ("arch/x86/boot/startup", ("*.o",)),
+    ("arch/*/kvm/hyp/nvhe", ("kvm_nvhe.o",)),
+    ("arch/x86/boot/compressed", ("*.o",)),
+    ("arch/x86/realmode/rm", ("*.elf",)),
+    ("drivers/firmware/efi/libstub", ("*.o",)),
+    ("arch/x86/entry/vdso", ("*.so.dbg", "*.o")),
+    ("arch/x86/entry/vdso/vdso32", ("*.o",)),
+    ("arch/*/kernel/vdso*", ("*.so.dbg", "*.o")),
+    ("arch/*/vdso", ("*.so.dbg", "*.o")),
+)
+
+
+class BuildDir:
+    """A build dir of Kbuild.
+
+    :ivar malformed: files that could not be read, found so far.
+    :raises UsageError: when it is none.
+    """
+
+    def __init__(self, path: Path, with_modules: bool = True) -> None:
+        self.path = path
+        self.with_modules = with_modules
+        self.malformed: list[MalformedObject] = []
+        #: Of exported symbols; made by the first rule that asks.
+        self.audit: Audit | None = None
+        if not (path / ".config").is_file():
+            raise UsageError(
+                f"{path} is no build dir: it has no .config", "name one with -b DIR, or files to check"
+            )
+
+    @cached_property
+    def config(self) -> dict[str, str]:
+        """CONFIG_ names without the prefix, and their values; options that are not set are left out."""
+        text = (self.path / ".config").read_text("utf-8", "replace")
+        return {name: value.strip('"') for name, value in re.findall(r"^CONFIG_(\w+)=(.*)$", text, re.M)}
+
+    @property
+    def lto(self) -> str:
+        """thin, full or none, by the configuration."""
+        if self.config.get("LTO_CLANG_THIN") == "y":
+            return "thin"
+        return "full" if self.config.get("LTO_CLANG_FULL") == "y" else "none"
+
+    @cached_property
+    def record(self) -> dict[str, object]:
+        """klto's own record of the last build; empty without one."""
+        try:
+            found = json.loads((self.path / ".klto/record.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @cached_property
+    def vmlinux_o_words(self) -> list[str]:
+        """The linker's arguments of the vmlinux.o link, as Kbuild saved them; none when they are not there."""
+        command = read_saved(str(self.path / "vmlinux.o"))
+        if command is None or not command.steps:
+            return []
+        try:
+            return shlex.split(command.steps[0])[1:]
+        except ValueError:
+            return []  # Torn by a kill.
+
+    @cached_property
+    def link(self) -> LinkInputs:
+        """The vmlinux.o link."""
+        inputs, words = [], iter(self.vmlinux_o_words)
+        for word in words:
+            if word in _WITH_VALUE:
+                next(words, None)
+            elif not word.startswith("-"):
+                inputs.append(word)
+        if not inputs and (self.path / "vmlinux.a").exists():
+            inputs = ["vmlinux.a"]
+        return LinkInputs("vmlinux.o", inputs, self.vmlinux_o_words, self.lto, root=str(self.path))
+
+    def modules(self) -> Iterator[str]:
+        """The kernel modules, from modules.order (6.1 lists ``*.ko``, 6.12 ``*.o``), relative to the build dir."""
+        try:
+            lines = (self.path / "modules.order").read_text().split() if self.with_modules else []
+        except OSError:
+            return
+        for line in lines:
+            path = re.sub(r"\.o$", ".ko", line)
+            if (self.path / path).exists():
+                yield path
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """The artifacts and the objects of links apart from vmlinux's, those that are there."""
+        paths = [name for name in ("vmlinux.o", "vmlinux") if (self.path / name).is_file()]
+        paths += self.modules()
+        for folder, names in _FOLDERS:
+            for place in sorted(self.path.glob(folder)):
+                for name in names:
+                    paths += [str(found.relative_to(self.path)) for found in sorted(place.glob(name))]
+        subjects = []
+        for path in dict.fromkeys(paths):
+            subject = self._subject(path)
+            if subject is not None:
+                subjects.append(subject)
+        return subjects
+
+    def subject(self, name: str) -> Subject | None:
+        """The artifact of that name."""
+        return next((subject for subject in self.subjects if subject.name == name), None)
+
+    def _subject(self, path: str) -> Subject | None:
+        full = os.path.join(self.path, path)
+        try:
+            role = role_of(path)
+            if role is Role.OBJECT or kind_of(full) not in ("elf", "bitcode"):
+                return None
+            return open_subject(full, path, read_saved(full) if role in NATIVE_PARTS else None)
+        except MalformedObject as error:
+            self.malformed.append(error)
+            return None
+
+    @cached_property
+    def tree(self) -> Path | None:
+        """The source tree: the build dir's ``source`` link, or itself when it was built in the tree."""
+        for place in (self.path / "source", self.path):
+            if (place / "Kbuild").is_file():
+                return Path(os.path.realpath(place))
+        return None
+
+    def text_of_source(self, name: str) -> str | None:
+        """A file of the source tree; None when it is not to be had."""
+        try:
+            return (self.tree / name).read_text("utf-8", "replace") if self.tree else None
+        except OSError:
+            return None

@@ -1,0 +1,146 @@
+"""Runs rules over files, over the inputs of a link, and over a build dir."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from klto.check.build_dir import BuildDir
+from klto.check.finding import Finding, Level, in_order
+from klto.check.link_inputs import LinkInputs
+from klto.check.roles import role_of
+from klto.check.rule import Rule, all_rules
+from klto.check.saved import read_saved
+from klto.check.subject import Subject
+from klto.errors import UsageError
+from klto.objects.archive import Archive, leaves
+from klto.objects.errors import MalformedObject
+from klto.objects.kind import kind_of
+from klto.objects.object_file import parse_object
+from klto.objects.source import Buffer, read_whole
+
+#: What stands for a file that no rule can look at.
+MALFORMED = "malformed"
+_OBJECT_SUFFIXES = (".o", ".ko", ".a", ".ro", ".elf", ".so", ".so.dbg")
+
+
+def check_link(link: LinkInputs, rules: Sequence[Rule] | None = None) -> list[Finding]:
+    """What can be said before the link, from its inputs."""
+    chosen = all_rules() if rules is None else rules
+    found = [malformed_finding(error) for error in link.unreadable]
+    for rule in chosen:
+        for _, subject in link.native:
+            found += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
+        found += _guarded(lambda r=rule: r.of_link(link))  # type: ignore[misc]
+    return in_order(_once(found))
+
+
+def check_build(
+    build: BuildDir, rules: Sequence[Rule] | None = None, *, inputs: bool = True
+) -> list[Finding]:
+    """What can be said of a build dir.
+
+    :param inputs: look at the inputs of the vmlinux.o link too, which :func:`check_link` may have done.
+    """
+    chosen = all_rules() if rules is None else rules
+    found = check_link(build.link, chosen) if inputs else []
+    for rule in chosen:
+        for subject in build.subjects:
+            found += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
+        found += _guarded(lambda r=rule: r.of_build(build))  # type: ignore[misc]
+    found += [malformed_finding(error) for error in build.malformed]
+    return in_order(_once(found))
+
+
+def check_paths(paths: Iterable[str], rules: Sequence[Rule] | None = None) -> list[Finding]:
+    """What can be said of files and folders: each object by itself, and all of their bitcode as one link.
+
+    :raises UsageError: for a path that does not exist, or when none of them is an object.
+    """
+    chosen = all_rules() if rules is None else rules
+    found: list[Finding] = []
+    subjects: list[Subject] = []
+    linked: list[str] = []
+    for path in paths:
+        if not os.path.exists(path):
+            raise UsageError(f"{path}: no such file or folder")
+        for file in _objects_below(path):
+            try:
+                linked.append(file)
+                subjects += _subjects_of(file)
+            except MalformedObject as error:
+                found.append(malformed_finding(error))
+    if not subjects and not found:
+        raise UsageError(f"{', '.join(paths)}: no ELF or bitcode object", "give objects, archives or folders")
+    bitcode = any(subject.object.bitcode is not None for subject in subjects)
+    link = LinkInputs("the link of these", linked if bitcode else ())
+    for rule in chosen:
+        for subject in subjects:
+            found += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
+        if bitcode:
+            found += _guarded(lambda r=rule: r.of_link(link))  # type: ignore[misc]
+    return in_order(_once(found))
+
+
+def _subjects_of(file: str) -> list[Subject]:
+    """The objects in a file: itself, or an archive's members."""
+    data = read_whole(file)
+    read = parse_object(data, file)
+    if read.archive is None:
+        return [Subject(file, read, read_saved(file), role_of(os.path.abspath(file)))]
+    found = []
+    for member in leaves(Archive(file, data)):
+        content: Buffer = member.data()
+        command = read_saved(member.path) if member.path else None
+        found.append(Subject(member.path or member.where, parse_object(content, member.where), command))
+    return [subject for subject in found if subject.object.kind in ("elf", "bitcode")]
+
+
+def _objects_below(path: str) -> list[str]:
+    """The file itself, or a folder's objects, by name."""
+    if not os.path.isdir(path):
+        if kind_of(path) == "other":
+            raise UsageError(f"{path}: neither ELF nor bitcode nor an archive")
+        return [path]
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            file = os.path.join(folder, name)
+            if name.endswith(_OBJECT_SUFFIXES) and os.path.isfile(file):
+                found.append(file)
+    return [file for file in found if kind_of(file) in ("elf", "bitcode")]
+
+
+def _guarded(rule: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """A rule's findings; a broken file is a finding, and the end of what the rule can say of it."""
+    found: list[Finding] = []
+    try:
+        for finding in rule():
+            found.append(finding)
+    except MalformedObject as error:
+        found.append(malformed_finding(error))
+    return found
+
+
+def malformed_finding(error: MalformedObject) -> Finding:
+    """The finding for a file that cannot be read."""
+    return Finding(
+        rule=MALFORMED,
+        level=Level.ERROR,
+        artifact=error.where,
+        message=f"cannot be read: {error.problem}",
+        offset=error.offset,
+        remedies=("remove it and build again: it was cut short, or is not what its name says",),
+    )
+
+
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    return list(dict.fromkeys(findings))
+
+
+def check_folder_or_files(paths: Sequence[Path], build_dir: Path | None) -> list[Finding]:
+    """The command's own choice: files and folders when there are any, else the build dir."""
+    found = check_paths([str(path) for path in paths]) if paths else []
+    return found if build_dir is None else in_order([*found, *check_build(BuildDir(build_dir))])

@@ -1,0 +1,148 @@
+"""What a link will need, before it runs: from the objects at hand, or from the history of builds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from klto import machine
+from klto.errors import UsageError
+from klto.link.saved import link_inputs
+from klto.objects.archive import leaves, read_archive
+from klto.objects.kind import kind_of
+from klto.report.estimate import MODES, Calibration, Estimate, estimate
+from klto.report.history import Run
+
+#: Bytes of bitcode for a byte of native object of the same kernel without LTO: 23.2 MB for 17.1 MB on the
+#: x86_64 proof kernel (configs/x86_64-6.12.config, Linux 6.12.117, clang 19.1.7).
+_BITCODE_PER_NATIVE = 1.36
+
+#: How much wider the ranges are when the bitcode is not there to be looked at.
+_OF_NATIVE, _OF_SAME_CONFIG, _OF_OTHER_CONFIG = 0.3, 0.05, 0.5
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What an estimate starts from.
+
+    :ivar modules: bytes of each bitcode module.
+    :ivar what: where they come from, for people.
+    :ivar error: how much wider the ranges are for it.
+    """
+
+    modules: tuple[int, ...]
+    what: str
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class MachinePlan:
+    """Estimates for every mode and number of backends, and what fits."""
+
+    basis: Basis
+    available: int
+    cpus: int
+    free_disk: int
+    estimates: tuple[Estimate, ...]
+    recommended: Estimate | None
+
+    def fits(self, found: Estimate) -> bool:
+        """Whether its range fits into the memory and disk that are free now."""
+        return found.memory.high <= self.available and found.disk.high <= self.free_disk
+
+
+def find_basis(build_dir: Path, arch: str, config_sha256: str | None, history: Sequence[Run]) -> Basis:
+    """The bitcode of a build dir, or a guess at it.
+
+    :raises UsageError: when there is nothing to go by.
+    :raises MalformedObject: when an archive is broken.
+    """
+    if (build_dir / "vmlinux.a").exists():
+        members = [m for archive in link_inputs(build_dir) for m in leaves(read_archive(archive))]
+        sizes = [(str(m.kind()), os.stat(m.path).st_size if m.path else m.size) for m in members]
+        found = _of_objects(sizes, f"in {build_dir / 'vmlinux.a'}")
+        if found is not None:
+            return found
+    compiled = _of_objects(list(_compiled(build_dir)), f"compiled so far in {build_dir}")
+    if compiled is not None:
+        return compiled
+    return _of_history(build_dir, arch, config_sha256, history)
+
+
+def _of_objects(sizes: list[tuple[str, int]], where: str) -> Basis | None:
+    bitcode = tuple(size for kind, size in sizes if kind == "bitcode")
+    if bitcode:
+        return Basis(bitcode, f"{len(bitcode)} bitcode objects {where}")
+    native = [round(size * _BITCODE_PER_NATIVE) for kind, size in sizes if kind == "elf"]
+    if not native:
+        return None
+    return Basis(
+        tuple(native), f"{len(native)} native objects {where}, compiled without LTO: a guess", _OF_NATIVE
+    )
+
+
+def _compiled(build_dir: Path) -> list[tuple[str, int]]:
+    """Kind and bytes of the objects that Kbuild has compiled: those with a saved command."""
+    found = []
+    for folder, folders, names in os.walk(build_dir):
+        if ".klto" in folders:
+            folders.remove(".klto")
+        present = set(names)
+        for name in names:
+            if name.endswith(".o") and f".{name}.cmd" in present:
+                path = os.path.join(folder, name)
+                found.append((str(kind_of(path)), os.stat(path).st_size))
+    return found
+
+
+def _of_history(build_dir: Path, arch: str, config_sha256: str | None, history: Sequence[Run]) -> Basis:
+    known = [run for run in history if run.arch == arch and run.bitcode_bytes and run.bitcode_modules]
+    same = [run for run in known if run.config_sha256 == config_sha256]
+    if not known:
+        raise UsageError(
+            f"nothing to estimate from: {build_dir} has no objects and no {arch} kernel is in the history",
+            "compile first (klto build; Ctrl-C before the link is fine), or build any kernel once",
+        )
+    run = (same or known)[-1]
+    count, total = run.bitcode_modules or 1, run.bitcode_bytes or 0
+    what = (
+        f"{count} modules of the {'same' if same else 'last'} {arch} configuration built, in {run.build_dir}"
+    )
+    if not same:
+        what += ": another configuration, a guess"
+    return Basis((total // count,) * count, what, _OF_SAME_CONFIG if same else _OF_OTHER_CONFIG)
+
+
+def make_machine_plan(
+    basis: Basis,
+    build_dir: Path,
+    reference: float,
+    calibration: Calibration,
+    *,
+    objtool: str | None,
+    jobs: int | None,
+) -> MachinePlan:
+    """Estimate thin and full LTO with 1 to ``jobs`` backends (default: the CPUs)."""
+    cpus = machine.usable_cpus()
+    _, available = machine.memory_bytes()
+    existing = next(folder for folder in (build_dir, *build_dir.absolute().parents) if folder.exists())
+    disk = os.statvfs(existing)
+    estimates = [
+        estimate(mode, n, basis.modules, reference, calibration, objtool=objtool, extra_error=basis.error)
+        for mode in MODES
+        for n in (_counts(jobs or cpus) if mode == "thin" else [1])
+    ]
+    plan = MachinePlan(basis, available, cpus, disk.f_bavail * disk.f_frsize, tuple(estimates), None)
+    fitting = [e for e in estimates if e.mode == "thin" and plan.fits(e)]
+    best = min(fitting, key=lambda e: (e.seconds.middle, e.jobs), default=None)
+    return MachinePlan(basis, available, cpus, plan.free_disk, tuple(estimates), best)
+
+
+def _counts(most: int) -> list[int]:
+    """1, 2, 4, 8, ... and ``most``."""
+    counts = [1]
+    while counts[-1] * 2 < most:
+        counts.append(counts[-1] * 2)
+    return counts if most == 1 else [*counts, most]
