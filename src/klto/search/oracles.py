@@ -34,6 +34,10 @@ from klto.search.verdicts import Verdict
 _SKIP, _ABORT = 125, 126
 
 
+#: For oracles that are not about what ``klto check`` finds: it must not end the build.
+NO_CHECKS = ("--fail-on", "never")
+
+
 class Places:
     """Numbered folders for oracle calls that run at once; a folder is used again when its call has ended."""
 
@@ -177,7 +181,7 @@ class BuildFailsLike:
             write_whole(place / "candidate.config", config)
             if not builds(self.builder.tree, read_config(place / "candidate.config"), target):
                 return Verdict.PASSES, f"{target} is not built"
-        ran = self.builder.build(config)
+        ran = self.builder.build(config, *NO_CHECKS)
         if ran.status == 0:
             return Verdict.PASSES, "builds"
         if ran.status != BuildError.exit_status:
@@ -198,7 +202,7 @@ class BootFails:
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]:
         """Build and boot."""
         deadline = [] if self.timeout is None else ["--timeout", f"{self.timeout:g}"]
-        ran = self.builder.build(config, "--boot", *deadline)
+        ran = self.builder.build(config, "--boot", *NO_CHECKS, *deadline)
         if ran.status == 0:
             return Verdict.PASSES, "boots"
         verdict = Verdict.FAILS if ran.status == ProofError.exit_status else Verdict.UNRESOLVED
