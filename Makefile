@@ -3,8 +3,9 @@
 # make test-fast  ruff, mypy and the tests that need no kernel; under two minutes
 # make bench      speed, as ratios measured in one run
 # make fuzz       damaged objects against the readers: INPUTS=2000000 of them, or as many as are said
+# make hunt-demo  five small random 6.12 kernels, built and booted; what fails is explained and minimised
 # make soak       what takes hours: more kernels, more faults
-.PHONY: help demo setup lint test test-fast test-real bench fuzz soak
+.PHONY: help demo hunt-demo setup lint test test-fast test-real bench fuzz soak
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 python := .venv/bin/python
@@ -14,6 +15,9 @@ help:
 
 demo:
 	@scripts/demo.sh
+
+hunt-demo:
+	@scripts/hunt-demo.sh
 
 setup:
 	@scripts/setup.sh test

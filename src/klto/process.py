@@ -156,6 +156,10 @@ class Child:
             return True
         return False
 
+    def terminate(self) -> None:
+        """Send TERM to the process group and do not wait: another thread does."""
+        _signal_group(self.pid, signal.SIGTERM)
+
     def stop(self, grace: float = GRACE_SECONDS) -> None:
         """End the whole process group: TERM, wait, KILL, wait.
 

@@ -71,3 +71,12 @@ def cpu_seconds(pids: list[int]) -> float:
             continue  # It has ended meanwhile; its time is in its parent's cutime.
         total += sum(int(field) for field in fields[11:15])
     return total / _TICKS
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (starttime of /proc/PID/stat); None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:
+            return int(stream.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return None

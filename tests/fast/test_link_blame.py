@@ -252,8 +252,9 @@ def _slow(statements: int) -> str:
     return "void slow(int *restrict a, int *restrict b) {\n" + "\n".join(lines) + "\n}\n"
 
 
-def test_module_that_hangs_is_named_and_the_others_are_made(modules: Modules) -> None:
+def test_module_that_hangs_is_named_and_the_others_are_made(modules_19: Modules) -> None:
     """Stands for an endless loop: a backend that takes far longer than --module-timeout."""
+    modules = modules_19
     modules.add_slow(3000)
     status, said = modules.link(KLTO_MODULE_TIMEOUT="0.7")
     assert status != 0

@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ld": ("ld", "the linker itself: takes ld.lld's command line"),
     "cluster": ("cluster", "certificates, scheduler, workers and state of a cluster for LTO links"),
     "dtlto-distributor": ("dtlto_distributor", "run the backends of ld.lld's own distributed ThinLTO"),
+    "minimize": ("minimize", "shrink a failure: to the options, objects or linker options that matter"),
+    "hunt": ("hunt", "build random configurations, and keep what failed: explained and minimised"),
     "boot": ("boot", "boot a kernel in QEMU and run proofs"),
     "check": ("check", "find in objects what LTO breaks"),
     "rules": ("rules", "list what the checks look for, or explain one"),

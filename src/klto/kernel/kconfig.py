@@ -218,7 +218,7 @@ def _make_result(kconfig: Kconfig, base: str | Path | None, requests: Requests) 
     """Let kconfig make its configuration of base and requests, in ``kconfig.result``."""
     seed = kconfig.folder / "seed"
     if base == "allnoconfig":
-        asked = _implied(kconfig.tree).merged(requests)
+        asked = implied_requests(kconfig.tree).merged(requests)
         _write(seed, _lines(asked))
         ask_for = {"KCONFIG_ALLCONFIG": str(seed.absolute())}
         said = kconfig.make("allnoconfig", ask_for, autoconf_aside=False)
@@ -253,7 +253,7 @@ def _nothing_left_behind(build_dir: Path) -> Iterator[None]:
         raise
 
 
-def _implied(tree: KernelTree) -> Requests:
+def implied_requests(tree: KernelTree) -> Requests:
     """What ``-a`` means to a configuration that says nothing. Plain make on x86_64 has ARCH=x86, for which
     allnoconfig makes a 32-bit kernel (``config 64BIT`` of arch/x86/Kconfig, 6.1 and 6.12)."""
     if tree.arch == "x86_64" and not tree.make_arch_args():

@@ -174,7 +174,7 @@ def asking(kconfig: Kconfig, config: Path) -> Iterator[KconfigAnswers]:
     :raises UsageError: the tree's kconfig cannot be built or asked.
     """
     environment = kconfig.environment()
-    program = _compile(kconfig)
+    program = compile_program(kconfig, SOURCE)
     log = kconfig.folder / "kconfig_ask.log"
     read_end, write_end = os.pipe()
     with (
@@ -195,9 +195,13 @@ def asking(kconfig: Kconfig, config: Path) -> Iterator[KconfigAnswers]:
         yield KconfigAnswers(questions, child.stdout, log, kconfig.tree.path)
 
 
-def _compile(kconfig: Kconfig) -> Path:
+def compile_program(kconfig: Kconfig, source: Path) -> Path:
+    """Compile a program of klto's against the objects of the tree's kconfig, in its folder.
+
+    :raises UsageError: that does not work with this tree.
+    """
     scripts = kconfig.tree.path / "scripts"
-    program = kconfig.folder / "kconfig_ask"
+    program = kconfig.folder / source.stem
     includes = [scripts / "kconfig", scripts / "include"]
     done = process.run(
         [
@@ -207,7 +211,7 @@ def _compile(kconfig: Kconfig) -> Path:
             *(f"-I{folder}" for folder in includes),
             "-o",
             program,
-            SOURCE,
+            source,
             *kconfig.objects(),
         ],
         env=process.child_environment({"PATH": kconfig.toolchain.search_path()}),

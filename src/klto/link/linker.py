@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-#: Seconds between looks at the linker.
-_LOOK = 0.05
+#: Seconds between looks at the linker, and between looks at its memory when that is limited.
+_LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -101,7 +101,8 @@ class Linker:
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        while not poll.poll(_LOOK * 1000):
+        pause = _LOOK if self._budget is None else _LOOK_AT_MEMORY
+        while not poll.poll(pause * 1000):
             self._output.pump()
             if ended.cause or ended.stopped_by:
                 continue
