@@ -1,6 +1,6 @@
 # make demo       build and boot Linux 6.12 with ThinLTO, from nothing
 # make test       everything: ruff, mypy, fast tests, real kernels; from nothing
-# make test-fast  ruff, mypy and the tests that need no kernel; under two minutes
+# make test-fast  ruff, mypy and most tests that need no kernel; under two minutes
 # make bench      speed, as ratios measured in one run
 # make fuzz       damaged objects against the readers: INPUTS=2000000 of them, or as many as are said
 # make hunt-demo  five small random 6.12 kernels, built and booted; what fails is explained and minimised
@@ -28,13 +28,16 @@ lint: setup
 	$(python) -m mypy
 
 test-fast: lint
-	$(python) -m pytest -n auto --dist worksteal tests/fast
+	$(python) -m pytest -n auto --dist worksteal -m "not slow" tests/fast
+
+test-slow: setup
+	$(python) -m pytest -n auto --dist worksteal -m slow tests/fast
 
 test-real: setup
 	$(python) -m pytest tests/real
 
 # Real kernels take both processors for themselves, so their tests do not run side by side.
-test: test-fast test-real
+test: test-fast test-slow test-real
 
 bench: setup
 	$(python) -m bench

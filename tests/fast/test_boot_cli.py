@@ -14,6 +14,8 @@ from pathlib import Path
 import boot_helpers
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KLTO = (sys.executable, "-m", "klto", "boot")
 
 

@@ -99,6 +99,7 @@ def test_make_and_klto_rebuild_nothing_of_each_others(
     assert (record.objects_compiled, record.links) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["-19", "/usr/lib/llvm-19/bin/"])
 def test_other_spellings_are_kept_and_linked_by_klto(
     klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path, spelling: str
@@ -112,6 +113,7 @@ def test_other_spellings_are_kept_and_linked_by_klto(
     assert _make(tree, build_dir, llvm_bin, f"LLVM={spelling}") == []
 
 
+@pytest.mark.slow
 def test_in_tree_build(klto: Klto, tree: Path, llvm_bin: Path) -> None:
     (tree / ".config").write_text(thin_config(llvm_bin))
     assert klto("build", cwd=tree).status == 0
@@ -127,6 +129,7 @@ def test_single_target_is_built_and_not_verified(klto: Klto, tree: Path, build_d
     assert record.verification is None
 
 
+@pytest.mark.slow
 def test_links_at_the_same_time_share_the_jobs(klto: Klto, tree: Path, build_dir: Path) -> None:
     """The link of vmlinux.o takes what make and the kernel module's link leave."""
     assert klto("build", "-C", tree, "-b", build_dir, "-j4").status == 0
@@ -159,6 +162,7 @@ def test_jobs_beyond_what_a_pipe_holds(klto: Klto, tree: Path, build_dir: Path) 
     assert "use at most -j" in done.err
 
 
+@pytest.mark.slow
 def test_leftovers_are_looked_for_after_a_kill_only(klto: Klto, tree: Path, build_dir: Path) -> None:
     """Rules may touch a target after its command was saved, and a user may put a file of his own in its place."""
     assert klto("build", "-C", tree, "-b", build_dir).status == 0
@@ -180,6 +184,7 @@ def test_nothing_verified_is_said(klto: Klto, tree: Path, build_dir: Path) -> No
     assert "nothing was verified" in klto("build", "-C", tree, "-b", build_dir, "modules").err
 
 
+@pytest.mark.slow
 def test_json_of_a_refused_run_is_not_an_earlier_runs(
     klto: Klto, tree: Path, build_dir: Path, start: Start
 ) -> None:
@@ -190,6 +195,7 @@ def test_json_of_a_refused_run_is_not_an_earlier_runs(
     assert (done.status, done.out) == (2, "")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_does_not_hide_a_failure(tree: Path, build_dir: Path, llvm_bin: Path) -> None:
     (tree / "init/part3.c").write_text("int part3(int x) { return y; }\n")
     command = f"{sys.executable} -m klto build -C {tree} -b {build_dir} --json -q 2>/dev/null"
@@ -219,6 +225,7 @@ def test_compile_error_shows_its_own_lines_log_and_command(klto: Klto, tree: Pat
     assert record.stages[-1].status == "failed"
 
 
+@pytest.mark.slow
 def test_failing_step_after_the_link(klto: Klto, tree: Path, build_dir: Path) -> None:
     done = klto("build", "-C", tree, "-b", build_dir, env={"FAKE_FAIL": "objtool:3"})
     assert done.status == 1
@@ -235,6 +242,7 @@ def test_killed_compiler_is_called_killed(klto: Klto, tree: Path, build_dir: Pat
     assert "-j" in done.err
 
 
+@pytest.mark.slow
 def test_killed_link_says_how_much_memory_it_had(
     klto: Klto, tree: Path, build_dir: Path, tmp_path: Path, llvm_bin: Path
 ) -> None:
@@ -262,6 +270,7 @@ def _fake_toolchain(tmp_path: Path, llvm_bin: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_native_code_where_lto_was_asked_for_is_no_lto_kernel(
     klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path
 ) -> None:
@@ -353,6 +362,7 @@ def _finish_and_check(klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path) -
     assert _make(tree, build_dir, llvm_bin) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_ends_every_child_and_is_recorded(
     klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path, start: Start, number: int
@@ -372,6 +382,7 @@ def test_interrupt_ends_every_child_and_is_recorded(
     _finish_and_check(klto, tree, build_dir, llvm_bin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["objtool", "module-ld"])
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_sigkill_of_everything_between_two_steps_of_a_recipe(
@@ -408,6 +419,7 @@ def _kill_all(child: subprocess.Popen[str], build_dir: Path) -> None:
     _wait_until_unused(build_dir)
 
 
+@pytest.mark.slow
 def test_sigkill_of_klto_alone_ends_the_build(
     klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path, start: Start
 ) -> None:
@@ -418,6 +430,7 @@ def test_sigkill_of_klto_alone_ends_the_build(
     _finish_and_check(klto, tree, build_dir, llvm_bin)
 
 
+@pytest.mark.slow
 def test_saved_command_cut_short_by_a_kill(klto: Klto, tree: Path, build_dir: Path, llvm_bin: Path) -> None:
     """fixdep was killed while it wrote: the command is there, the dependencies are not."""
     _make(tree, build_dir, llvm_bin)
@@ -433,6 +446,7 @@ def test_saved_command_cut_short_by_a_kill(klto: Klto, tree: Path, build_dir: Pa
     assert "deps_init/part1.o" in command.read_text()
 
 
+@pytest.mark.slow
 def test_two_builds_in_one_dir_are_refused(klto: Klto, tree: Path, build_dir: Path, start: Start) -> None:
     start("objtool")
     done = klto("build", "-C", tree, "-b", build_dir)
@@ -455,6 +469,7 @@ def test_read_only_build_dir(
     assert len(done.err.splitlines()) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", [4, 12, 24, 40])
 def test_full_disk(
     klto: Klto, tree: Path, mount_tmpfs: Callable[..., Path], llvm_bin: Path, kib: int

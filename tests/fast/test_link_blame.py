@@ -14,6 +14,8 @@ import pytest
 from klto.events import LinkBlamed, LinkFinished, read_journal
 from klto.link import entry
 
+pytestmark = pytest.mark.slow
+
 #: Inline assembly that no assembler takes: clang does not look at it, the backend does.
 _BAD = 'int ok(int); int {name}(int x) {{ asm volatile("bogus %0" :: "r"(x)); return ok(x); }}\n'
 _GOOD = "int {name}(int x) {{ return x * {factor} + 1; }}\n"

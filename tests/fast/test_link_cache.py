@@ -159,6 +159,7 @@ def test_modules_named_by_path_and_in_a_full_archive(project: Project) -> None:
     project.expect(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -252,6 +253,7 @@ def test_name_that_cannot_be_told_means_no_cache(project: Project) -> None:
 # -- broken -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["start", "middle", "end", "truncated", "empty", "longer"])
 def test_damaged_entries_are_dropped_and_made_again(project: Project, place: str) -> None:
     project.expect(5)
@@ -307,6 +309,7 @@ def test_read_only_cache(project: Project) -> None:
     assert "is linked without the cache" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", [16, 40, 64, 96])
 def test_full_disk_under_the_cache(project: Project, mount_tmpfs: object, kib: int) -> None:
     assert callable(mount_tmpfs)
@@ -331,6 +334,7 @@ def test_two_links_at_once(project: Project) -> None:
     assert list((project.cache / "views").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_killed_link_is_resumed(project: Project) -> None:
     """SIGKILL at moments spread over the link; each next link gives the right bytes."""
     fresh, _, _ = project.link(cached=False)
@@ -347,6 +351,7 @@ def test_killed_link_is_resumed(project: Project) -> None:
     assert list((project.cache / "views").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_link_had_finished_is_used(project: Project) -> None:
     """A view whose owner is gone: its objects are taken over, not generated again."""
     project.expect(5)

@@ -19,6 +19,8 @@ from klto.record import Record, RecordKeeper
 from tests.fast.test_link_blame import Modules, _slow
 from tests.fast.test_record import a_record
 
+pytestmark = pytest.mark.slow
+
 _MIB = 1 << 20
 
 

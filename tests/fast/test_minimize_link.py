@@ -24,6 +24,8 @@ from klto.search.verdicts import Verdict
 from tests.conftest import Klto, klto_environment
 from tests.fake_kernel import make_fake_kernel, thin_config
 
+pytestmark = pytest.mark.slow
+
 #: Fails when part2 has no call to part3: only then, when both are in LTO, it was inlined.
 INLINED = "! llvm-readelf -rW $KLTO_VMLINUX_O | grep -q 'PLT32 .* part3 '"
 ORACLE = f"if {INLINED}; then exit 1; fi"

@@ -15,6 +15,8 @@ from tests.conftest import Klto
 from tests.fake_kernel import make_fake_kernel, thin_config
 from tests.fast.test_build_fake import _make
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Seconds between looks at the linker, and between looks at its memory when that is limited.
 _LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
 
+#: The largest share of a budget that is kept for growth between two looks.
+_MARGIN = 0.05
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -108,8 +111,10 @@ class Linker:
                 continue
             if self._budget is not None:
                 now = _resident(self.pid)
-                # What it grew by since the last look it may grow by until the next.
-                if now + max(0, now - before) > self._budget:
+                # What it grew by since the last look it may grow by until the next, but for its start, when
+                # whole libraries appear at once.
+                growth = min(max(0, now - before), int(_MARGIN * self._budget))
+                if now + growth > self._budget:
                     self._end("memory")
                 before = now
             if self._stalled is not None and self._stalled():
