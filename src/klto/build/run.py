@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from klto import __version__, machine
+from klto.build.boot import boot_build, judge_boot
 from klto.build.checks import LinkChecks, check_finished, finding_of, judge, write_sarif
 from klto.build.failure import explain_failure
+from klto.build.first_record import first_record
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim
 from klto.build.plan import Plan, measured_file
+from klto.build.targets import IMAGES, is_whole, makes_modules, targets_of
 from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.check.finding import Level
-from klto.errors import BuildError, KltoError, LostMachineError, ProofError, UsageError
+from klto.errors import BuildError, KltoError, UsageError
 from klto.events import (
     Event,
     Expected,
@@ -37,7 +39,6 @@ from klto.events import (
     StageStarted,
     Tick,
 )
-from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
@@ -49,31 +50,17 @@ from klto.link.run import ENV_CLUSTER, ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_T
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote, run
 from klto.record import (
-    SCHEMA,
     Artifact,
-    Asked,
     ConfigIdentity,
     FinishEstimate,
     Initcall,
-    Machine,
     Record,
     RecordKeeper,
-    ToolchainIdentity,
-    TreeIdentity,
 )
 from klto.report.units import size
 
 if TYPE_CHECKING:
-    from klto.boot.run import BootResult
-
-#: Targets that leave a finished kernel behind, which can be verified and booted. No target is ``all``.
-_WHOLE_KERNEL = frozenset(("all", "vmlinux", "bzImage", "Image", "Image.gz"))
-
-#: Lines of the console that a failed boot shows; the log has all.
-_CONSOLE_LINES = 15
-
-#: The image that boots, in the build dir (arch/x86/boot/Makefile, arch/arm64/boot/Makefile).
-IMAGES = {"x86_64": "arch/x86/boot/bzImage", "arm64": "arch/arm64/boot/Image"}
+    pass
 
 
 def run_build(plan: Plan, observers: Sequence[Observer] = ()) -> Record:
@@ -103,7 +90,7 @@ class _Run:
         self.before = folder.last_record()
         folder.keep_last_log()
         self.journal = Journal(folder.journal)
-        self.keeper = RecordKeeper(folder.record, _first_record(plan, folder))
+        self.keeper = RecordKeeper(folder.record, first_record(plan, folder))
         self.expected: int | None = None
         self.checks: LinkChecks | None = None
         self.overrides = Overrides(folder.path, plan.build_dir)
@@ -195,7 +182,7 @@ class _Run:
             self.emit(StageFinished(stage=name, status=status, wall_seconds=time.monotonic() - begun))
 
     def _stages(self) -> None:
-        plan, whole = self.plan, _is_whole(self.plan.request.targets)
+        plan, whole = self.plan, is_whole(self.plan.request.targets)
         with self.stage("configure"):
             self._configure()
         result = self._make()
@@ -212,7 +199,9 @@ class _Run:
             self.emit(Note(text="vmlinux was not built: nothing was verified"))
         if plan.request.boot:
             with self.stage("boot"):
-                self._boot()
+                boots, booted = boot_build(plan, self.folder)
+                self.keeper.update(boots=[*self.keeper.record.boots, *boots])
+                judge_boot(booted)
         self.emit(RunFinished(status="done", exit_status=0))
 
     def _judge_link(self) -> None:
@@ -232,7 +221,7 @@ class _Run:
         if before and linked is None and before.artifacts == record.artifacts:
             found = [finding_of(item) for item in before.findings]  # Nothing was made since.
         else:
-            with_modules = _makes_modules(request.targets)
+            with_modules = makes_modules(request.targets)
             found = check_finished(self.plan.build_dir, linked, with_modules=with_modules)
         self.keeper.update(findings=[finding.as_json() for finding in found], checked=True)
         write_sarif(self.folder.path / "findings.sarif", found)
@@ -302,7 +291,7 @@ class _Run:
             server = stack.enter_context(Jobserver(str(folder.jobserver), plan.jobs))
             shims = self._shims()
             argv = [
-                *plan.kbuild.argv(_targets_of(plan)),
+                *plan.kbuild.argv(targets_of(plan)),
                 *([f"SHELL={shims.shell}"] if shims.shell else []),
             ]
             extra = {
@@ -330,7 +319,7 @@ class _Run:
             result = run.run()
             folder.end()
         self._record_overrides(result)
-        if result.returncode == 0 and _is_whole(plan.request.targets):
+        if result.returncode == 0 and is_whole(plan.request.targets):
             self._learn(learnt, result)
         return result
 
@@ -419,7 +408,7 @@ class _Run:
         config = self.keeper.record.config
         assert config is not None
         links = sum(os.path.basename(begun.output) == VMLINUX_O for begun, _ in result.links)
-        with_modules = _makes_modules(self.plan.request.targets) and (
+        with_modules = makes_modules(self.plan.request.targets) and (
             read_config(build_dir / ".config").get("MODULES") == "y"
         )
         overrides = self.keeper.record.overrides
@@ -468,29 +457,6 @@ class _Run:
             return before.initcalls, []  # Compared when this very vmlinux was made.
         return compare_initcalls(self.plan.build_dir)
 
-    def _boot(self) -> None:
-        from klto.boot.guest import Compiler
-        from klto.boot.images import Arch, find_built_image, read_image
-        from klto.boot.run import BootRequest, boot_kernel
-        from klto.report.boot import recorded
-
-        plan = self.plan
-        arch = Arch(plan.tree.arch)
-        toolchain = plan.kbuild.toolchain
-        result = boot_kernel(
-            BootRequest(
-                image=read_image(find_built_image(plan.build_dir, arch), arch),
-                compiler=Compiler(toolchain.clang, toolchain.ld_lld),
-                log=self.folder.console,
-                cache=user_cache_dir(),
-                config=read_config(plan.build_dir / ".config"),
-                build_dir=plan.build_dir,
-                timeout=plan.request.boot_timeout,
-            )
-        )
-        self.keeper.update(boots=[*self.keeper.record.boots, *recorded(result, plan.build_dir)])
-        _judge_boot(result)
-
 
 def again(plan: Plan) -> str:
     """The command line that repeats the run, for any shell and directory."""
@@ -502,37 +468,6 @@ def _digest_of(path: str, made: list[Artifact]) -> str | None:
     return next((artifact.sha256 for artifact in made if artifact.path == path), None)
 
 
-def _judge_boot(result: BootResult) -> None:
-    """Raise what a boot means that did not pass."""
-    hint = f"console log: {result.console_log}"
-    bad = [proof for proof in result.proofs if proof.status in ("failed", "unknown")]
-    if not bad:
-        return
-    evidence = [line for proof in bad for line in proof.evidence]
-    details = (*(f"| {line}" for line in result.console_tail[-_CONSOLE_LINES:]), *evidence)
-    message = f"proof {bad[0].name} {bad[0].status}: {result.ending}"
-    if result.status == "unknown":
-        raise LostMachineError(message, hint, details)
-    raise ProofError(message, hint, details)
-
-
-def _targets_of(plan: Plan) -> tuple[str, ...]:
-    """What make is asked for: with ``--boot`` the image that boots, too."""
-    targets = plan.request.targets
-    image = IMAGES[plan.tree.arch].rpartition("/")[2]
-    return (
-        (*targets, image) if plan.request.boot and targets and not {"all", image} & set(targets) else targets
-    )
-
-
-def _is_whole(targets: Sequence[str]) -> bool:
-    return not targets or bool(_WHOLE_KERNEL & set(targets))
-
-
-def _makes_modules(targets: Sequence[str]) -> bool:
-    return not targets or bool({"all", "modules"} & set(targets))
-
-
 def _compiled_objects(build_dir: Path) -> int:
     """Objects in the build dir that Kbuild compiled: those with a saved command and dependencies."""
     count = 0
@@ -542,36 +477,3 @@ def _compiled_objects(build_dir: Path) -> int:
         present = set(names)
         count += sum(f".{name}.cmd" in present for name in names if name.endswith(".o"))
     return count
-
-
-def _first_record(plan: Plan, folder: Folder) -> Record:
-    total, available = machine.memory_bytes()
-    request, toolchain = plan.request, plan.kbuild.toolchain
-    return Record(
-        schema=SCHEMA,
-        klto_version=__version__,
-        status="running",
-        started=time.time(),
-        pid=os.getpid(),
-        asked=Asked(
-            argv=list(request.argv),
-            directory=str(request.directory.absolute()),
-            targets=list(request.targets),
-            lto=plan.lto,
-            base=request.base,
-            requests={f"CONFIG_{wanted.name}": wanted.value for wanted in plan.requests},
-            make_variables=list(request.make_variables),
-            jobs=plan.jobs,
-            boot=request.boot,
-        ),
-        machine=Machine(cpus=machine.usable_cpus(), memory_bytes=total, memory_available=available),
-        tree=TreeIdentity(path=str(plan.tree.path), version=plan.tree.version, arch=plan.tree.arch),
-        toolchain=ToolchainIdentity(
-            spelling=toolchain.spelling,
-            clang=str(toolchain.clang),
-            clang_version=toolchain.clang_text,
-            linker=str(toolchain.ld_lld),
-            linker_version=toolchain.lld_text,
-        ),
-        log=str(folder.log),
-    )
