@@ -162,17 +162,17 @@ HOSTILE = (
 
 def _seconds(pattern: re.Pattern[str], text: str) -> float:
     best = 1.0
-    for _ in range(2):
-        begun = time.perf_counter()
+    for _ in range(3):
+        begun = time.thread_time()
         pattern.search(text)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.thread_time() - begun)
     return best
 
 
 def test_patterns_take_no_more_than_linear_time() -> None:
     """Against a pattern that is linear: a quadratic one takes hundreds of times as long on lines as long as these."""
     plain = re.compile(r"\A(?:[a-m]|[^a-m])*!")
-    assert _seconds(re.compile(r"[^\s:]+\.o\S*: x"), "a." * 800) > 20 * _seconds(plain, "a." * 800)
+    assert _seconds(re.compile(r"[^\s:]+\.o\S*: x"), "a." * 800) > 50 * _seconds(plain, "a." * 800)
     for entry in ENTRIES:
         for clause in entry.clauses():
             literal = clause.literals[0].decode()
@@ -181,7 +181,7 @@ def test_patterns_take_no_more_than_linear_time() -> None:
                 text = filler + literal + filler
                 # A busy machine makes one measurement long, not every one.
                 assert any(
-                    _seconds(compiled(clause.pattern), text) < 20 * max(_seconds(plain, text), 20e-6)
+                    _seconds(compiled(clause.pattern), text) < 50 * max(_seconds(plain, text), 20e-6)
                     for _ in range(8)
                 ), (entry.id, part)
 

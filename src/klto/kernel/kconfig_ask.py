@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,6 +114,22 @@ class Answers(Protocol):
         """The tests of tools, such as ``$(cc-option,-fsanitize=kcfi)``, written in the entry at a place."""
 
 
+#: Nested values in an answer: what hundreds of symbols select has as many ``or`` within each other, and msgspec
+#: counts three calls for each. Its decoder needs 200 bytes of stack or so for a call.
+_DEPTH = 20_000
+
+
+@contextmanager
+def _deep() -> Iterator[None]:
+    """Values nested deeper than Python's own limit can be decoded."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, _DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
 class KconfigAnswers:
     """A running ``kconfig_ask``. Use :func:`asking`."""
 
@@ -129,7 +146,8 @@ class KconfigAnswers:
         :raises KltoError: the program ended.
         """
         if name not in self._known:
-            self._known[name] = msgspec.json.decode(self._ask(name), type=Symbol)
+            with _deep():
+                self._known[name] = msgspec.json.decode(self._ask(name), type=Symbol)
         return self._known[name]
 
     def names(self) -> list[str]:
