@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 #: Seconds between looks at the linker, and between looks at its memory when that is limited.
 _LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
 
-#: The largest share of a budget that is kept for growth between two looks.
-_MARGIN = 0.05
+#: The least and the largest share of a budget that is kept for growth between two looks. The kernel's own count
+#: lags behind by some pages for each thread (SPLIT_RSS_COUNTING, mm/memory.c of 6.1; percpu counters of 6.12).
+_MARGIN = (0.02, 0.05)
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -113,7 +114,8 @@ class Linker:
                 now = _resident(self.pid)
                 # What it grew by since the last look it may grow by until the next, but for its start, when
                 # whole libraries appear at once.
-                growth = min(max(0, now - before), int(_MARGIN * self._budget))
+                least, most = (int(share * self._budget) for share in _MARGIN)
+                growth = min(max(least, now - before), most)
                 if now + growth > self._budget:
                     self._end("memory")
                 before = now
