@@ -178,6 +178,38 @@ def test_error_of_a_link_that_was_killed_after_it_is_not_forgotten(
     assert "bogus" in said_again
 
 
+def test_error_of_a_link_that_was_stopped_after_it_is_not_forgotten(
+    modules_19: Modules, tmp_path: Path
+) -> None:
+    modules = modules_19
+    modules.add_bad("bad")
+    modules.add_slow(3000)
+    process = subprocess.Popen(
+        modules.command(), cwd=tmp_path, env=modules.environment(), stderr=subprocess.DEVNULL, process_group=0
+    )
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        made = [p for p in tmp_path.glob("cache/views/*/objects/llvmcache-*") if not p.is_symlink()]
+        if len(made) >= 10:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == -signal.SIGTERM
+    status, said = modules.link(KLTO_MODULE_TIMEOUT="0")
+    assert status == 1
+    assert "bogus" in said
+
+
+def test_error_before_the_memory_ended_is_not_forgotten(modules_19: Modules) -> None:
+    modules_19.add_bad("bad")
+    modules_19.add_slow(1500)
+    for _ in range(2):
+        status, said = modules_19.link(KLTO_MEMORY=str(75 << 20))
+        assert status != 0
+        assert "bogus" in said
+    assert modules_19.link()[0] == 1
+
+
 def test_all_guilty_modules_are_named_at_once(modules: Modules) -> None:
     for name in ("bad1", "bad2"):
         modules.add_bad(name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from klto.build.overrides import parse_no_lto
+from klto.build.overrides import NoLto, compiler_shim, parse_no_lto
 from klto.errors import UsageError
 from klto.link.run import KEEP_NAMES_OPTIONS
 from klto.objects.kind import kind_of
@@ -123,19 +124,66 @@ def test_other_spellings_of_the_toolchain(
 )
 def test_paths(tree: Path, path: str, said: str | None) -> None:
     if said is None:
-        assert parse_no_lto(tree, (path,)).directories == ("init/",)
+        assert parse_no_lto(tree, tree, (path,)).directories == ("init/",)
         return
     with pytest.raises(UsageError, match=said):
-        parse_no_lto(tree, (path,))
+        parse_no_lto(tree, tree, (path,))
 
 
 def test_object_of_a_like_named_file_is_not_meant(tree: Path) -> None:
     name = _objects_of(tree)[0]
-    chosen = parse_no_lto(tree, (name,))
+    chosen = parse_no_lto(tree, tree, (name,))
     assert chosen.covers(name)
     assert not chosen.covers(f"x{name}")
     assert not chosen.covers(name.replace(".o", "2.o"))
-    assert parse_no_lto(tree, ("init",)).covers(name)
+    assert parse_no_lto(tree, tree, ("init",)).covers(name)
+
+
+@pytest.mark.parametrize(
+    ("output", "stripped"),
+    [
+        ("virt/kvm/kvm_main.o", True),
+        ("arch/x86/kvm/../../../virt/kvm/kvm_main.o", True),
+        ("virt/kvm/../../arch/x86/kvm/x86.o", False),
+        ("kernel/sys.o", True),
+        ("kernel/sys2.o", False),
+        ("virt/lib/irqbypass.o", False),
+    ],
+)
+def test_compiler_shim(tmp_path: Path, output: str, stripped: bool) -> None:
+    """With a fake compiler that says what it was called with."""
+    fake = tmp_path / "cc"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    shim = tmp_path / "clang"
+    made = tmp_path / "made"
+    chosen = NoLto(("virt/kvm/",), ("kernel/sys.o",))
+    shim.write_text(compiler_shim(fake, made, chosen))
+    shim.chmod(0o755)
+    words = [
+        "-O2",
+        "-DX=a b",
+        "-flto=thin",
+        "-fsplit-lto-unit",
+        "-fvisibility=hidden",
+        "-c",
+        "-o",
+        output,
+        "x.c",
+    ]
+    done = subprocess.run([shim, *words], capture_output=True, text=True, check=True)
+    left = ["-O2", "-DX=a b", "-c", "-o", output, "x.c"]
+    assert done.stdout.splitlines() == (left if stripped else words)
+    assert made.exists() == stripped
+    if stripped:
+        assert ".." not in made.read_text()
+
+
+def test_path_without_effect_is_said(klto: Klto, tree: Path, build_dir: Path) -> None:
+    (tree / "init/unused.c").write_text("int unused;\n")
+    done = klto("build", "-C", tree, "-b", build_dir, "-j2", "--no-lto", "init/unused.c")
+    assert done.status == 0, done.err
+    assert "--no-lto init/unused.c: no object of this kernel" in done.err
 
 
 def test_linker_that_cannot_keep_names_is_said(klto: Klto, tree: Path, build_dir: Path) -> None:

@@ -9,16 +9,25 @@ case " $* " in
 *' -flto'*) ;;
 *) exec "$real" "$@" ;;
 esac
-case " $* " in
-@PATTERNS@) ;;
-*) exec "$real" "$@" ;;
-esac
+output=
 previous=
 for argument
 do
-	shift
-	[ "$previous" = -o ] && printf '%s\n' "$argument" >>"$made"
+	[ "$previous" = -o ] && output=$argument
 	previous=$argument
+done
+# Kbuild names objects of other directories arch/x86/kvm/../../../virt/kvm/kvm_main.o.
+case $output in
+*/../*) output=$(printf '%s' "$output" | sed -e ':again' -e 's,[^/]*/\.\./,,' -e 'tagain') ;;
+esac
+case " -o $output " in
+@PATTERNS@) ;;
+*) exec "$real" "$@" ;;
+esac
+printf '%s\n' "$output" >>"$made"
+for argument
+do
+	shift
 	case $argument in
 	-flto | -flto=* | -fsplit-lto-unit | -fvisibility=hidden) continue ;;
 	esac

@@ -88,7 +88,7 @@ class LinkChecks:
 
 def executable_sections(path: Path) -> int:
     """How many executable sections an ELF file has; 0 of other files."""
-    if kind_of(path) != "elf":
+    if not path.is_file() or kind_of(path) != "elf":
         return 0
     elf = Elf(read_whole(path), str(path))
     return int((((elf.sections["sh_flags"] & SHF_EXECINSTR) > 0) & (elf.sections["sh_size"] > 0)).sum())

@@ -78,6 +78,14 @@ def _was_killed(failure: MakeFailure) -> bool:
 
 
 def _killed_link(begun: LinkStarted, ended: LinkFinished) -> tuple[str, str]:
+    if ended.cause == "timeout":
+        message = f"the LTO link of {begun.output} got nowhere until --module-timeout, and was ended"
+        return message, "give it more time (--module-timeout S), or look at its output in the log"
+    if ended.cause == "memory":
+        message = (
+            f"the LTO link of {begun.output} does not fit into --memory: it was at {size(ended.peak_bytes)}"
+        )
+        return message, "the log has the smallest setting that could work"
     message = (
         f"the LTO link of {begun.output} was killed (SIGKILL) when it had reached {size(ended.peak_bytes)}; "
         f"{size(begun.memory_available)} were available when it started"

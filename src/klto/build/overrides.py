@@ -18,9 +18,10 @@ import msgspec
 
 from klto.errors import UsageError
 from klto.files import write_whole
+from klto.objects.kind import kind_of
 
 #: Sources of one object each, and what their names end in (scripts/Makefile.build, 6.1 and 6.12).
-_SOURCES = (".c", ".S", ".rs")
+_SOURCES = (".c", ".S")
 
 NO_LTO, KEEP_NAMES, REJOIN = "no-lto", "keep-names", "rejoin"
 
@@ -45,7 +46,7 @@ class NoLto:
         return " | ".join(f"*'{word}'*" for word in words)
 
 
-def parse_no_lto(tree: Path, paths: tuple[str, ...]) -> NoLto:
+def parse_no_lto(tree: Path, build_dir: Path, paths: tuple[str, ...]) -> NoLto:
     """Paths as the user gives them: a directory, a source file or an object, relative to the tree or absolute.
 
     :raises UsageError: for one that is not in the tree or is no source.
@@ -64,16 +65,19 @@ def parse_no_lto(tree: Path, paths: tuple[str, ...]) -> NoLto:
         if path.is_dir():
             directories.append(relative + "/")
             continue
-        stem = path.with_suffix("")
-        if not any(stem.with_suffix(ending).is_file() for ending in _SOURCES) or path.suffix not in (
-            *_SOURCES,
-            ".o",
+        stem, ending = os.path.splitext(relative)
+        # switch.nvhe.o is made from switch.c (arch/arm64/kvm/hyp/nvhe/Makefile).
+        stem = stem.removesuffix(".nvhe")
+        # Some sources are generated in the build dir.
+        places = (tree, build_dir)
+        if ending not in (*_SOURCES, ".o") or not any(
+            (place / f"{stem}{source}").is_file() for place in places for source in _SOURCES
         ):
             raise UsageError(
                 f"--no-lto {text}: no directory or source file of {tree}",
                 "name what is compiled: kernel/sys.c",
             )
-        objects.append(stem.relative_to(tree).as_posix() + ".o")
+        objects += [f"{stem}.o", f"{stem}.nvhe.o"]
     return NoLto(tuple(directories), tuple(objects))
 
 
@@ -108,7 +112,8 @@ class Overrides:
             return
         for name in names:
             stamp = self._stamp(name)
-            if stamp is not None:
+            # One that is bitcode has been made again since, without klto.
+            if stamp is not None and kind_of(self._build_dir / name) != "bitcode":
                 self._made[name] = Made(NO_LTO, stamp)
         self._save()
         self.log.unlink()
@@ -176,7 +181,10 @@ class Overrides:
 
     def remember_links(self, outputs: list[str], override: str = KEEP_NAMES) -> None:
         """These links kept the names of promoted functions, or their outputs were merged."""
-        for name in outputs:
+        for output in outputs:
+            # A kernel module of one object is linked to .tmp_NAME.o and renamed (scripts/Makefile.build).
+            folder, base = os.path.split(output)
+            name = os.path.join(folder, base.removeprefix(".tmp_"))
             stamp = self._stamp(name)
             if stamp is not None:
                 self._made[name] = Made(override, stamp)

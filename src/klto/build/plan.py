@@ -126,7 +126,7 @@ def make_plan(request: BuildRequest) -> Plan:
     config = build_dir / ".config"
     check_host(toolchain, tree.arch, read_config(config) if config.is_file() else None)
     kbuild = Kbuild(tree, toolchain, build_dir, request.make_variables)
-    no_lto = parse_no_lto(tree.path, request.no_lto)
+    no_lto = parse_no_lto(tree.path, build_dir, request.no_lto)
     return Plan(request, kbuild, base, wanted, lto, request.jobs or machine.default_jobs(), no_lto)
 
 

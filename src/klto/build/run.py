@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from klto.build.boot import boot_build, judge_boot
-from klto.build.checks import LinkChecks, check_finished, finding_of, judge, write_sarif
+from klto.build.checks import LinkChecks, check_finished, executable_sections, finding_of, judge, write_sarif
 from klto.build.failure import explain_failure
 from klto.build.first_record import first_record
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
-from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim
+from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim, parse_no_lto
 from klto.build.plan import Plan, measured_file
 from klto.build.targets import IMAGES, is_whole, makes_modules, targets_of
 from klto.build.verify import artifacts, compare_initcalls, verify_build
@@ -316,9 +316,14 @@ class _Run:
                 emit=self.emit,
             )
             folder.begin()
-            result = run.run()
+            try:
+                result = run.run()
+            except BaseException:
+                self._remember_overrides([])
+                raise
             folder.end()
-        self._record_overrides(result)
+        self._remember_overrides([begun.output for begun, _ in result.links])
+        self._record_overrides(whole=result.returncode == 0 and is_whole(plan.request.targets))
         if result.returncode == 0 and is_whole(plan.request.targets):
             self._learn(learnt, result)
         return result
@@ -364,15 +369,25 @@ class _Run:
             )
             self.emit(Note(text=text, level="warning"))
 
-    def _record_overrides(self, result: MakeResult) -> None:
-        """Which outputs were made under an override; a plain make would keep them."""
+    def _remember_overrides(self, links: list[str]) -> None:
+        """Which outputs were made under an override in this run, however it ended."""
+        plan = self.plan
         self.overrides.finish()
-        if self.plan.keep_names:
-            self.overrides.remember_links([begun.output for begun, _ in result.links])
-        if result.returncode == 0:
-            self.overrides.remember_links(list(self.plan.request.rejoin), REJOIN)
+        if plan.keep_names:
+            self.overrides.remember_links(links)
+        joined = [name for name in plan.request.rejoin if executable_sections(plan.build_dir / name) == 1]
+        self.overrides.remember_links(joined, REJOIN)
+
+    def _record_overrides(self, *, whole: bool) -> None:
+        """Put them into the record, and say what a plain make would keep and what has had no effect."""
+        plan = self.plan
         current = self.overrides.current()
         self.keeper.update(overrides=current)
+        for path in plan.request.no_lto if whole else ():
+            chosen = parse_no_lto(plan.tree.path, plan.build_dir, (path,))
+            if not any(chosen.covers(name) for name in current):
+                text = f"--no-lto {path}: no object of this kernel is compiled from it with LTO"
+                self.emit(Note(text=text, level="warning"))
         without = sum(override == NO_LTO for override in current.values())
         if without:
             objects = "object is" if without == 1 else "objects are"

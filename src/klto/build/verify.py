@@ -50,7 +50,7 @@ def verify_build(
         bitcode, native, lost = 0, 0, list[str]()
     else:
         bitcode, native, lost = _archive_members(build_dir)
-        lost = [name for name in lost if name not in without_lto]
+        lost = [name for name in lost if os.path.normpath(name) not in without_lto]
     if lost:
         problems.append(f"{len(lost)} objects were compiled with -flto and are native code: {_some(lost)}")
     if lto != "none" and bitcode == 0 and not warnings:

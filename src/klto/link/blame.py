@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 
 from klto.link import journal
 from klto.link.cached import CachedLink, note
-from klto.link.linker import Ended, Linker
-from klto.link.output import ERROR, STDERR
+from klto.link.linker import Ended, Linker, stopped_by
+from klto.link.output import CUT, ERROR, STDERR
 from klto.link.reproducer import keep_reproducer
 from klto.link.tasks import Tasks, Watch, tasks_in
 from klto.objects.file_symbol import file_symbol
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 #: The environment variable that names the folder for reproducers; none are kept without it.
 ENV_REPRODUCERS = "KLTO_REPRODUCERS"
 
-#: Seconds between a module's last object and an error that is not any backend's but the final link's.
-_AFTERWARDS = 0.5
+#: Errors of the linker itself (lld/ELF/Driver.cpp, InputFiles.cpp, Relocations.cpp, SyntheticSections.cpp, Writer.cpp).
+_LINKERS_OWN = re.compile(
+    r"error: (undefined (hidden |protected |internal )?symbol|duplicate symbol|cannot open|unable to|unknown (argument|"
+    r"file type|emulation|directive)|[^ ]+: (unknown file type|not an ELF|could not|truncated|malformed)|"
+    r"relocation refers|section .* (overlap|address)|output file too large|failed to (open|write))"
+)
 
 #: Guilty modules after which the search ends: that many have one cause.
 _MOST = 32
@@ -66,20 +71,28 @@ def distrust(view: View, ended: Ended, tasks: Tasks | None, modules: list[Module
     if tasks is None:
         view.wrong.update(view.path(key) for key in view.generated())
         return True
-    finished = tasks.finished()
+    objects = [path for _, _, path in tasks.finished()]
     # A crash removes the remark files (llvm/lib/Support/ToolOutputFile.cpp): nothing is known of who ran then.
-    running = ended.returncode < 0 or len(tasks.started()) > len(finished)
+    running = ended.returncode < 0 or len(tasks.started()) > len(objects)
     if ended.first_error is None:
         return running
-    if not running and (not finished or ended.first_error - finished[-1][0] > _AFTERWARDS):
-        return False  # Before the first backend or after the last one: an input, a symbol, an option, the output.
-    view.wrong.update(_of_named(ended, [path for _, _, path in finished], modules))
-    return True
+    if not running and _is_linkers_own(ended.said):
+        return False
+    view.wrong.update(_of_named(ended, objects, modules))
+    return running or bool(objects)
+
+
+def _is_linkers_own(said: bytes) -> bool:
+    """Whether all errors are of kinds that the linker itself reports, before or after its backends."""
+    lines = _error_lines(said)
+    return bool(lines) and CUT not in said and all(_LINKERS_OWN.search(line) for line in lines)
 
 
 def _of_named(ended: Ended, objects: list[str], modules: list[Module]) -> list[str]:
     """Those of the objects that belong to modules named in errors; all of them when that cannot be told."""
     lines = _error_lines(ended.said)
+    if not lines or CUT in ended.said:
+        return objects
     named = [module for module in modules if any(module.identifier in line for line in lines)]
     if not all(any(module.identifier in line for module in named) for line in lines):
         return objects
@@ -103,7 +116,7 @@ def blame(link: Link, ended: Ended, suspects: list[Module]) -> None:
     """
     try:
         _blame(link, ended, suspects)
-    except OSError as problem:
+    except (OSError, subprocess.TimeoutExpired) as problem:
         note(f"{link.request.output}: the search for guilty modules ended: {problem}")
 
 
@@ -124,7 +137,7 @@ def _blame(link: Link, ended: Ended, suspects: list[Module]) -> None:
     folder = os.environ.get(ENV_REPRODUCERS)
     for found in guilty[:_MOST_REPRODUCERS] if folder else []:
         assert folder is not None
-        found.reproducer = keep_reproducer(link, found.module, found.message, os.path.join(folder, "modules"))
+        found.reproducer = keep_reproducer(link, found, os.path.join(folder, "modules"))
     _say(link, guilty, complete=search.complete)
 
 
@@ -190,10 +203,7 @@ class _Search:
         """All guilty modules, the ones that fail first, first."""
         guilty: dict[str, Guilty] = {}
         modules = self._link.inputs.modules
-        if first.cause == "timeout":
-            guilty.update((module.name, Guilty(module, first)) for module in suspects)
-        else:
-            self._convict(suspects, guilty)
+        self._judge(first, suspects, guilty)
         while len(guilty) < _MOST:
             others = [module for module in modules if module.name not in guilty]
             ended, suspects = self._try(others)
@@ -201,15 +211,19 @@ class _Search:
                 self.complete = True
                 break
             before = len(guilty)
-            if ended.cause == "timeout":
-                guilty.update((module.name, Guilty(module, ended)) for module in suspects)
-            else:
-                self._convict([module for module in suspects if module.name not in guilty], guilty)
+            self._judge(ended, [module for module in suspects if module.name not in guilty], guilty)
             if len(guilty) == before:
                 self._halve(others, guilty)
             if len(guilty) == before:
                 break  # Only together do they fail.
         return list(guilty.values())
+
+    def _judge(self, ended: Ended, suspects: list[Module], guilty: dict[str, Guilty]) -> None:
+        """The only one that ran when nothing moved any more is guilty; others are tried alone."""
+        if ended.cause == "timeout" and len(suspects) == 1:
+            guilty[suspects[0].name] = Guilty(suspects[0], ended)
+        else:
+            self._convict(suspects, guilty)
 
     def _convict(self, suspects: list[Module], guilty: dict[str, Guilty]) -> None:
         for module in suspects:
@@ -255,8 +269,11 @@ class _Search:
                 write=lambda data: None,
                 quiet=True,
             ).wait()
+            view.judged = True
             if ended.returncode != 0:
                 distrust(view, ended, tasks, link.inputs.modules)
+            if stopped_by() is not None:
+                raise InterruptedError(f"signal {stopped_by()}")
             suspects = suspects_of(ended, tasks, link.inputs.modules) if ended.returncode else []
         return ended, suspects
 

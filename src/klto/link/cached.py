@@ -93,6 +93,9 @@ class CachedLink:
         for folder in ("scans", "partitions", "views"):
             os.makedirs(os.path.join(self._root, folder), exist_ok=True)
         request = self._request
+        library = next((word for word in request.words if _is_library(word)), None)
+        if library is not None:
+            raise Uncacheable(f"which files {library} brings is for the linker to know")
         name = partition_of(
             self._linker, request.words, frozenset(request.inputs), os.path.join(self._root, "linkers.json")
         )
@@ -132,6 +135,13 @@ class CachedLink:
             substitutes.archive(argument, members)
         scan.save()
         return substitutes
+
+
+def _is_library(word: str) -> bool:
+    """``-l NAME``, ``-lNAME`` or ``--library``; ``-lto-...`` is something else."""
+    return (word.startswith(("--library", "-library")) and "path" not in word) or (
+        word.startswith("-l") and not word.startswith("-lto")
+    )
 
 
 def _names_in(member: object) -> list[str]:

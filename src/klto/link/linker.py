@@ -68,6 +68,15 @@ class Ended:
         )
 
 
+#: The signal that klto was told to end by, if any; it counts for every linker from then on.
+_stopped: list[int] = []
+
+
+def stopped_by() -> int | None:
+    """The signal that came while a linker ran or between two, None when there was none."""
+    return _stopped[0] if _stopped else None
+
+
 class Linker:
     """One run of the linker. Not klto.process: it stays in make's process group, so that whatever ends the build
     ends it too.
@@ -100,7 +109,17 @@ class Linker:
         self._forward_signals()
 
     def wait(self) -> Ended:
-        """Wait for it, watching."""
+        """Wait for it, watching. It has ended when this returns or raises."""
+        try:
+            return self._wait()
+        except BaseException:
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.pid = 0
+            raise
+
+    def _wait(self) -> Ended:
         ended, before = self._ended, 0
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
@@ -123,6 +142,7 @@ class Linker:
                 self._end("timeout")
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
+        self.pid = 0
         ended.returncode = os.waitstatus_to_exitcode(status)
         ended.wall_seconds = time.monotonic() - self._begun
         ended.cpu_seconds = used.ru_utime + used.ru_stime
@@ -139,11 +159,10 @@ class Linker:
         """Pass TERM, INT and HUP on to the linker."""
 
         def forward(number: int, frame: FrameType | None) -> None:
+            _stopped.append(number)
             self._ended.stopped_by = number
-            try:
+            if self.pid:
                 os.kill(self.pid, number)
-            except ProcessLookupError:
-                return  # It has just ended by itself.
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup

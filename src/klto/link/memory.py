@@ -48,6 +48,7 @@ _RESERVE_SHARE, _RESERVE = 0.05, 256 << 20
 def estimate(inputs: Inputs, full: bool, jobs: int, *, corrected: bool = True) -> int:
     """Bytes of the linker's largest resident set.
 
+    :param jobs: backends at once; 0: every module comes from the cache.
     :param corrected: by what was measured on this machine.
     """
     total = _BASE + _PER_NATIVE * inputs.native_bytes
@@ -55,13 +56,13 @@ def estimate(inputs: Inputs, full: bool, jobs: int, *, corrected: bool = True) -
         total += _PER_FULL * inputs.bitcode_bytes
     else:
         largest = sorted((module.size for module in inputs.modules), reverse=True)[:jobs]
-        total += _PER_BITCODE * inputs.bitcode_bytes + _POOL + _PER_BACKEND * sum(largest)
+        total += _PER_BITCODE * inputs.bitcode_bytes + (_POOL if jobs else 0) + _PER_BACKEND * sum(largest)
     return int(total * (_correction("full" if full else "thin") if corrected else 1.0))
 
 
 def least(inputs: Inputs, full: bool) -> int:
-    """Bytes below which the link cannot be done at all: one backend at a time, started again between modules."""
-    return estimate(inputs, full, 1)
+    """Bytes below which the link cannot be done at all: for ThinLTO that of a link of finished modules."""
+    return estimate(inputs, full, 0)
 
 
 class Budget:
@@ -89,7 +90,8 @@ class Budget:
     def jobs_for(self, inputs: Inputs, full: bool, wanted: int) -> int:
         """Backends at once that fit, at least 1; sets ``hopeless``."""
         need = least(inputs, full)
-        if need > self.usable * TOLERANCE:
+        # What is available at this moment may be more in the next: only full LTO, which takes all at once, is refused.
+        if (full or self.limit is not None) and need > max(0, self.usable) * TOLERANCE:
             allowed = f"{human(self.usable)} {'allowed' if self.limit is not None else 'available'}"
             kind = "full" if full else "thin"
             self.hopeless = f"is not begun: {kind} LTO needs about {human(need)} here, {allowed}"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Bytes passed on before the rest is only counted, and bytes of the end that are shown then.
 _PASSED, _LAST = 1 << 20, 1 << 14
 
+#: What stands where words were left out.
+CUT = b"bytes of the linker's output are left out here"
+
 #: Bytes in the file after which it is emptied once it has been read.
 _MOST_ON_DISK = 32 << 20
 
@@ -71,7 +74,7 @@ class Output:
         if not self._left_out:
             return self._kept
         shown = min(self._left_out, len(self._last))
-        note = f"\nklto: {self._left_out - shown} bytes of the linker's output are left out here\n".encode()
+        note = f"\nklto: {self._left_out - shown} ".encode() + CUT + b"\n"
         self._write(note + self._last)
         return self._kept + note + self._last
 

@@ -13,6 +13,7 @@ from klto.objects.errors import MalformedObject
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from klto.link.blame import Guilty
     from klto.link.inputs import Module
     from klto.link.run import Link
 
@@ -28,13 +29,14 @@ exec "${{LD:-{linker}}}" {options} -o out.o --thinlto-single-module={module} @in
 """
 
 
-def keep_reproducer(link: Link, module: Module, message: str, root: str) -> str | None:
+def keep_reproducer(link: Link, guilty: Guilty, root: str) -> str | None:
     """Make a reproducer and try it: the module with those it imports from, or with all when that is not enough.
 
     :returns: its ``run.sh``; None when not even all inputs show the failure again, which a note says.
     """
     from klto.link.cached import note
 
+    module = guilty.module
     place = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{os.path.basename(link.request.output)}-{module.name}").strip(
         "-"
     )
@@ -42,11 +44,11 @@ def keep_reproducer(link: Link, module: Module, message: str, root: str) -> str 
     imports = _imports(link, module, folder)
     for chosen in ([module, *imports], link.inputs.modules):
         try:
-            script = _write(link, module, chosen, folder, message)
+            script = _write(link, guilty, chosen, folder)
         except (OSError, MalformedObject) as problem:
             note(f"no reproducer for {module.name}: {problem}")
             return None
-        if _fails(script, link.module_timeout or _TRIAL):
+        if _shows(script, guilty, link.module_timeout or _TRIAL):
             return script
     note(f"{module.name} does not fail apart from this link: no reproducer")
     shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +68,7 @@ def _imports(link: Link, module: Module, folder: str) -> list[Module]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
+        timeout=_TRIAL,
     )
     found: list[Module] = []
     index = f"{shards}/{module.identifier}"
@@ -79,9 +82,8 @@ def _imports(link: Link, module: Module, folder: str) -> list[Module]:
     return found
 
 
-def _write(link: Link, module: Module, chosen: list[Module], folder: str, message: str) -> str:
-    from klto.link.blame import _source_of
-
+def _write(link: Link, guilty: Guilty, chosen: list[Module], folder: str) -> str:
+    module = guilty.module
     inputs = os.path.join(folder, "inputs")
     shutil.rmtree(inputs, ignore_errors=True)
     os.makedirs(inputs)
@@ -101,8 +103,8 @@ def _write(link: Link, module: Module, chosen: list[Module], folder: str, messag
     script = os.path.join(folder, "run.sh")
     text = _SCRIPT.format(
         name=module.name,
-        source=_source_of(module),
-        message=message,
+        source=guilty.source,
+        message=guilty.message,
         linker=link.linker,
         options=shlex.join(_options(link, folder)),
         module=shlex.quote(mine),
@@ -149,16 +151,16 @@ def _copy_included(data: bytes, where: str, folder: str) -> None:
             shutil.copyfile(name, place)
 
 
-def _fails(script: str, timeout: float) -> bool:
+def _shows(script: str, guilty: Guilty, timeout: float) -> bool:
+    """Whether the script shows the same failure."""
     try:
         done = subprocess.run(
-            [script],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout + 1,
-            check=False,
+            [script], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout + 1, check=False
         )
     except subprocess.TimeoutExpired:
-        return True  # The module that hangs.
-    return done.returncode != 0
+        return guilty.reason == "hang"
+    said = (done.stdout + done.stderr).decode("utf-8", "replace")
+    if guilty.reason == "error":
+        # Behind the module's name, which is another one here.
+        return done.returncode != 0 and guilty.message.rpartition(": ")[2] in said
+    return done.returncode < 0 or (done.returncode != 0 and "LLVM ERROR" in said)

@@ -9,7 +9,7 @@ import signal
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
 from klto.link.cached import ENV_CACHE, CachedLink, note
-from klto.link.linker import Ended, Linker
+from klto.link.linker import Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
@@ -17,7 +17,7 @@ from klto.report.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from klto.link.inputs import Inputs
+    from klto.link.inputs import Inputs, Module
     from klto.link.request import LinkRequest
     from klto.link.store import View
 
@@ -120,11 +120,11 @@ def _run_plain(link: Link) -> int:
     """Without the cache: nothing is kept between attempts, so only fewer backends help against a lack of memory."""
     while True:
         ended = _attempt(link, [link.linker, *link.arguments], None)
-        again = ended.out_of_memory and link.jobs > 1
+        again = _may_go_on(link, ended) and link.jobs > 1
         _journal_end(link, ended, again)
         if not again:
             _explain_memory(link, ended)
-            if ended.returncode != 0 and ended.stopped_by is None and not ended.out_of_memory:
+            if ended.returncode != 0 and stopped_by() is None and not ended.out_of_memory:
                 from klto.link.blame import blame_unseen  # Late: only a failing link needs it.
 
                 blame_unseen(link, ended)
@@ -134,41 +134,69 @@ def _run_plain(link: Link) -> int:
 
 def _run_cached(link: Link) -> int | None:
     """The link with the cache; None when it failed for the cache's sake and is to be done without."""
-    with CachedLink(link.root, link.linker, link.arguments, link.request) as cached:
-        if cached.view is None:
-            return None
-        while True:
-            before = sum(1 for _ in cached.view.generated())
-            tasks = tasks_in(cached.view, link.inputs, link.request, f"remarks-{link.attempts}")
-            ended = _attempt(
-                link, [link.linker, *cached.arguments, *(tasks.options if tasks else [])], cached, tasks
-            )
-            further = sum(1 for _ in cached.view.generated()) > before
-            again = ended.out_of_memory and (link.jobs > 1 or further)
-            _journal_end(link, ended, again, cached.view, tasks)
-            if not again:
-                break
-            if link.jobs > 1:
-                _fewer(link, ended)
-            else:
-                note(f"{link.request.output}: {_reached(ended)}; goes on with the modules that are left")
-        if ended.returncode == 0 or ended.stopped_by is not None:
-            return ended.returncode
-        if ended.out_of_memory:
-            _explain_memory(link, ended)
-            return ended.returncode
-        if _is_full(link.root):
-            note(
-                f"no space for the link cache in {link.root}: {link.request.output} is linked again without it"
-            )
-            return None
-        from klto.link.blame import blame, distrust, suspects_of  # Late: only a failing link needs it.
+    try:
+        with CachedLink(link.root, link.linker, link.arguments, link.request) as cached:
+            if cached.view is None:
+                return None
+            ended, failed = _attempts(link, cached)
+    except OSError as problem:
+        note(f"{link.request.output} is linked again without the cache: {problem}")
+        return None
+    if ended.returncode == 0 or stopped_by() is not None:
+        return ended.returncode
+    if ended.out_of_memory:
+        _explain_memory(link, ended)
+    elif _is_full(link.root):
+        note(f"no space for the link cache in {link.root}: {link.request.output} is linked again without it")
+        return None
+    elif failed is not None:
+        from klto.link.blame import blame  # Late: only a failing link needs it.
 
-        backends = distrust(cached.view, ended, tasks, link.inputs.modules)
-        suspects = suspects_of(ended, tasks, link.inputs.modules)
-    if backends:
-        blame(link, ended, suspects)
+        blame(link, ended, failed)
     return ended.returncode
+
+
+def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | None]:
+    """Run the linker until it is done or cannot go on: (how it ended, the modules that are suspect when it can be a
+    backend's failure)."""
+    view = cached.view
+    assert view is not None
+    while True:
+        before = sum(1 for _ in view.generated())
+        tasks = tasks_in(view, link.inputs, link.request, f"remarks-{link.attempts}")
+        options = tasks.options if tasks else []
+        ended = _attempt(link, [link.linker, *cached.arguments, *options], cached, tasks)
+        suspects = _judge(link, view, ended, tasks)
+        further = sum(1 for _ in view.generated()) > before
+        again = _may_go_on(link, ended) and (link.jobs > 1 or further)
+        _journal_end(link, ended, again, view, tasks)
+        if not again:
+            return ended, suspects
+        if link.jobs > 1:
+            _fewer(link, ended)
+        else:
+            note(f"{link.request.output}: {_reached(ended)}; goes on with the modules that are left")
+
+
+def _judge(link: Link, view: View, ended: Ended, tasks: Tasks | None) -> list[Module] | None:
+    """Remove what a failed run must not leave in the view; suspects when a backend can be to blame, else None."""
+    view.judged = True
+    if ended.returncode == 0:
+        return None
+    from klto.link.blame import distrust, suspects_of  # Late: only a failing link needs it.
+
+    backends = distrust(view, ended, tasks, link.inputs.modules)
+    suspects = suspects_of(ended, tasks, link.inputs.modules)
+    view.drop_wrong()
+    return suspects if backends else None
+
+
+def _may_go_on(link: Link, ended: Ended) -> bool:
+    """Whether another run can help: it was ended for want of memory and had no error to report.
+
+    Full LTO is one backend, however many jobs it is given.
+    """
+    return ended.out_of_memory and ended.first_error is None and stopped_by() is None and not link.full
 
 
 def _fewer(link: Link, ended: Ended) -> None:

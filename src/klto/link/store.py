@@ -162,6 +162,8 @@ class View:
         self.offered: dict[str, Entry] = {}
         #: Paths of new objects that are not to be kept: LLVM stores a module although its assembly had errors.
         self.wrong: set[str] = set()
+        #: Somebody has looked at what the linker said, and ``wrong`` is all that must go.
+        self.judged = False
         self._lock = -1
 
     def __enter__(self) -> View:
@@ -190,6 +192,12 @@ class View:
                 f"{len(altered)} entries of the link cache were damaged: dropped, and made again ({altered[0]})"
             )
 
+    def drop_wrong(self) -> None:
+        """Remove the objects that are not to be kept."""
+        for path in self.wrong:
+            os.unlink(path)
+        self.wrong.clear()
+
     def path(self, key: str) -> str:
         """Where the linker sees an entry."""
         return os.path.join(self.objects, ENTRY_PREFIX + key)
@@ -202,8 +210,9 @@ class View:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            for path in self.wrong:
-                os.unlink(path)
+            self.drop_wrong()
+            if not self.judged and is_tainted(self.folder):
+                return
             if _take_over(self._partition, self.objects):
                 _keep_within(self._root, DEFAULT_LIMIT)
         finally:

@@ -77,7 +77,10 @@ class Tasks:
         for item in os.scandir(self._folder):
             number = item.name.removeprefix(_PREFIX).partition(".")[0]
             if item.name.startswith(_PREFIX) and number.isdigit():
-                found[int(number)] = item.stat().st_mtime
+                try:
+                    found[int(number)] = item.stat().st_mtime
+                except FileNotFoundError:
+                    continue  # LLVM removes them when it crashes.
         return found
 
     def finished(self) -> list[tuple[float, int, str]]:
@@ -85,7 +88,10 @@ class Tasks:
         found = []
         for item in os.scandir(self._objects):
             if item.name.startswith(ENTRY_PREFIX) and item.name not in self._before:
-                status = item.stat()
+                try:
+                    status = item.stat()
+                except FileNotFoundError:
+                    continue
                 found.append((status.st_mtime, status.st_size, item.path))
         return sorted(found)
 
@@ -120,7 +126,9 @@ def _source_names(module: Module | None) -> tuple[str, ...]:
     if module is None:
         return ()
     stem = os.path.splitext(os.path.basename(module.identifier.partition(" at ")[0].rpartition("(")[2]))[0]
-    return (f"{stem}.c", f"{stem}.S", f"{stem}.ll", f"{stem}.cpp", f"{stem}.rs")
+    # switch.nvhe.o is made from switch.c.
+    first = stem.partition(".")[0]
+    return tuple(f"{each}.{ending}" for each in (stem, first) for ending in ("c", "S", "ll", "cpp", "rs"))
 
 
 class Watch:
