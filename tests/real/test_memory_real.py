@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from klto.link import memory
+from klto.events import LinkFinished, LinkStarted, read_journal
+from klto.kernel.jobserver import Jobserver
+from klto.link import entry, memory
 from klto.link.inputs import Inputs, Module, read_inputs
 from klto.link.request import parse_request
 from tests.real.conftest import Kernel
@@ -26,19 +30,29 @@ LINKS = [
 
 
 def _cold_link(inputs: list[Module], jobs: int, folder: Path) -> int:
-    """Bytes of ld.lld's largest resident set."""
+    """Bytes of ld.lld's largest resident set, as klto's link process measures it.
+
+    A child of this process would inherit its own largest resident set (fs/exec.c, exec_mmap).
+    """
     response = folder / "inputs.rsp"
     response.write_text("".join(f"{module.path}\n" for module in inputs))
-    (folder / "cache").mkdir()
-    linker = "/usr/lib/llvm-19/bin/ld.lld"
-    argv = [
-        *(linker, "-r", "-mllvm", "-import-instr-limit=5", f"--threads={jobs}", f"--thinlto-jobs={jobs}"),
-        *(f"--thinlto-cache-dir={folder / 'cache'}", "-o", str(folder / "out.o"), f"@{response}"),
-    ]
-    pid = os.posix_spawn(linker, argv, os.environ)
-    _, status, used = os.wait4(pid, 0)
-    assert status == 0
-    return used.ru_maxrss * 1024
+    with Jobserver(str(folder / "fifo"), jobs) as server:
+        command = [
+            *(sys.executable, "-I", "-S", entry.__file__, "/usr/lib/llvm-19/bin/ld.lld", "-r"),
+            *("-mllvm", "-import-instr-limit=5", "-o", str(folder / "out.o"), f"@{response}"),
+        ]
+        environment = {
+            **os.environ,
+            **server.environment(),
+            "KLTO_CACHE": str(folder / "cache"),
+            "KLTO_JOURNAL": str(folder / "journal"),
+        }
+        subprocess.run(command, env=environment, check=True)
+    began, ended = read_journal(folder / "journal")
+    assert isinstance(began, LinkStarted)
+    assert isinstance(ended, LinkFinished)
+    assert (began.jobs, ended.generated) == (jobs, len(inputs))
+    return ended.peak_bytes
 
 
 @pytest.fixture(scope="module")

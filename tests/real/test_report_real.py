@@ -35,9 +35,16 @@ def _bloat_o_meter(tree: Path, first: Path, second: Path) -> tuple[list[int], li
     ]
 
 
+def _built_by_klto(*kernels: Kernel) -> None:
+    """Other tests let plain make build in these folders: the records must be of what is there."""
+    for kernel in kernels:
+        assert kernel.klto("build", *kernel.options).status == 0
+
+
 def test_totals_are_those_of_llvm_size_and_bloat_o_meter(
     x86_64_6_12: Kernel, x86_64_6_12_full: Kernel
 ) -> None:
+    _built_by_klto(x86_64_6_12, x86_64_6_12_full)
     thin, full = x86_64_6_12.build_dir / "vmlinux", x86_64_6_12_full.build_dir / "vmlinux"
     done = run_klto("compare", "--json", x86_64_6_12.build_dir, x86_64_6_12_full.build_dir)
     found = json.loads(done.out)
@@ -131,6 +138,7 @@ def test_imports_are_those_that_the_linker_lists(x86_64_6_12: Kernel, tmp_path: 
 
 
 def test_report_of_a_real_kernel(x86_64_6_12: Kernel, x86_64_6_12_full: Kernel, tmp_path: Path) -> None:
+    _built_by_klto(x86_64_6_12, x86_64_6_12_full)
     out = tmp_path / "report.html"
     done = run_klto("report", x86_64_6_12_full.build_dir, x86_64_6_12.build_dir, "-o", out)
     assert (done.status, done.out) == (0, f"{out}\n")
@@ -165,31 +173,3 @@ def test_linkers_own_phases_are_in_the_trace(
     record = json.loads((kernel.build_dir / ".klto/record.json").read_text())
     assert record["memory"]
     assert record["sizes"]["objects"]
-
-
-@pytest.mark.parametrize("name", ["x86_64_6_12", "arm64_6_12", "x86_64_6_1", "x86_64_6_12_full"])
-def test_plan_comes_near_what_is_measured(name: str, request: pytest.FixtureRequest) -> None:
-    """Memory within 25 %, CPU time, in reference links on this machine, within 35 %. Not the calibrating kernels."""
-    from bench.plan import CLANG, LINKER, measure
-
-    from klto.link.reference import measure_reference
-    from klto.report.estimate import estimate, load_calibration
-
-    kernel: Kernel = request.getfixturevalue(name)
-    calibration, reference = load_calibration(), measure_reference(CLANG, LINKER)
-    found = measure(kernel.build_dir, 1.0, 2)
-    guess = estimate(
-        found.mode,
-        2,
-        found.modules,
-        reference,
-        calibration,
-        objtool=found.version if found.objtool_peak else None,
-    )
-    cpu = calibration.modes[found.mode].cpu_per_byte * sum(found.modules) * reference
-    print(name, guess.link.middle / found.peak, cpu / found.cpu, guess.objtool, found.objtool_peak)
-    assert guess.link.middle == pytest.approx(found.peak, rel=0.25)
-    assert cpu == pytest.approx(found.cpu, rel=0.35)
-    if found.objtool_peak is not None:
-        assert guess.objtool is not None
-        assert guess.objtool.middle == pytest.approx(found.objtool_peak, rel=0.25)
