@@ -11,7 +11,7 @@ from klto.link.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
 #: Seconds between looks at the linker, and between looks at its memory when that is limited.
@@ -20,6 +20,9 @@ _LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
 #: The least and the largest share of a budget that is kept for growth between two looks. The kernel's own count
 #: lags behind by some pages for each thread (SPLIT_RSS_COUNTING, mm/memory.c of 6.1; percpu counters of 6.12).
 _MARGIN = (0.02, 0.05)
+
+#: A check of its inputs that ran beside it has failed.
+REFUSED = "refused"
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,7 +33,7 @@ class Ended:
     :ivar returncode: negative for a signal.
     :ivar peak_bytes: its largest resident set.
     :ivar stopped_by: the signal that klto was sent and passed on, if any.
-    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, or empty.
+    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, ``refused``, or empty.
     :ivar said: what it said on its standard error.
     :ivar first_error: when its first error was seen (seconds since the epoch), None when there was none.
     """
@@ -86,6 +89,8 @@ class Linker:
     :param write: where what it says goes; None: to this process's standard error.
     :param quiet: its standard output goes the same way.
     :param stalled: asked now and then whether its modules get nowhere any more.
+    :param renamed: what stands in for an input, to the input's own name.
+    :param refused: asked now and then whether the link is not to be.
     """
 
     def __init__(
@@ -96,10 +101,12 @@ class Linker:
         stalled: Callable[[], bool] | None = None,
         write: Callable[[bytes], object] | None = None,
         quiet: bool = False,
+        refused: Callable[[], bool] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
-        self._output = Output(stderr, write)
-        self._budget, self._stalled = budget, stalled
+        self._output = Output(stderr, write, renamed)
+        self._budget, self._stalled, self._refused = budget, stalled, refused
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -140,6 +147,8 @@ class Linker:
                 before = now
             if self._stalled is not None and self._stalled():
                 self._end("timeout")
+            if self._refused is not None and self._refused():
+                self._end(REFUSED)
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
         self.pid = 0
