@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import FrameType
 
-#: Seconds between looks at the linker, and between looks at its memory when that is limited.
-_LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
+#: Seconds between looks at the linker; between looks at its memory when that is limited; and when it has used so
+#: much of what it may. A look takes some ten microseconds.
+_LOOK, _LOOK_AT_MEMORY, _LOOK_CLOSELY, _CLOSE = 0.05, 0.01, 0.002, 0.75
 
 #: The least and the largest share of a budget that is kept for growth between two looks. The kernel's own count
 #: lags behind by some pages for each thread (SPLIT_RSS_COUNTING, mm/memory.c of 6.1; percpu counters of 6.12).
@@ -127,7 +128,7 @@ class Linker:
             raise
 
     def _wait(self) -> Ended:
-        ended, before = self._ended, 0
+        ended, before, looked = self._ended, 0, 0.0
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -145,6 +146,10 @@ class Linker:
                 if now + growth > self._budget:
                     self._end("memory")
                 before = now
+                pause = _LOOK_CLOSELY if now > _CLOSE * self._budget else _LOOK_AT_MEMORY
+            if time.monotonic() - looked < _LOOK:
+                continue
+            looked = time.monotonic()
             if self._stalled is not None and self._stalled():
                 self._end("timeout")
             if self._refused is not None and self._refused():
