@@ -50,11 +50,19 @@ def _ikconfig(kernel: Kernel) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_relink_takes_everything_from_the_cache_and_gives_the_same_bytes(copied: Kernel) -> None:
-    _relinked(copied)
-    cached = _relinked(copied)
-    assert _vmlinux_link(copied).generated == 0
-    assert _relinked(copied, "--no-cache") == cached
+def test_relink_takes_everything_from_the_cache_and_gives_the_same_bytes(
+    copied: Kernel, tmp_path: Path
+) -> None:
+    """As a whole, then module by module, then without the cache."""
+    cache = ("--cache-dir", str(tmp_path))
+    cold = _relinked(copied, *cache)
+    assert _vmlinux_link(copied).generated == _vmlinux_link(copied).bitcode_inputs
+    assert _relinked(copied, *cache) == cold
+    assert _vmlinux_link(copied).whole
+    shutil.rmtree(tmp_path / "partitions/links")
+    assert _relinked(copied, *cache) == cold
+    assert (_vmlinux_link(copied).generated, _vmlinux_link(copied).whole) == (0, False)
+    assert _relinked(copied, "--no-cache") == cold
     assert _vmlinux_link(copied).generated is None
 
 
