@@ -62,6 +62,13 @@ def test_included_file(project: Wholes, file: str) -> None:
     assert project.taken()
 
 
+def test_included_file_of_a_member_of_a_full_archive(project: Wholes) -> None:
+    project.archive("all.a", "cDPrS")
+    assert [project.taken() for _ in range(2)] == [False, False]
+    (project.folder / "data.bin").write_text("other data")
+    assert not project.taken()
+
+
 def test_source_native_object_archive_and_script(project: Wholes) -> None:
     folder = project.folder
     (folder / "native.s").write_text(".globl native\nnative: .quad 1\n")
@@ -143,12 +150,16 @@ def test_link_that_failed_is_not_kept(project: Wholes) -> None:
         assert b"bogus" in done.stderr
 
 
-def test_output_has_the_linkers_mode(project: Wholes) -> None:
-    modes = set()
-    for _ in range(2):
-        project.taken()
-        modes.add(os.stat(project.folder / "out.o").st_mode)
-    assert len(modes) == 1
+def test_program_stays_executable(project: Wholes) -> None:
+    command = [word for word in project.command("-e", "plain1") if word != "-r"]
+    for whole in (False, True):
+        (project.folder / "out.o").unlink(missing_ok=True)
+        env = project.environment(project.cache)
+        subprocess.run(command, cwd=project.folder, env=env, check=True)
+        ended = read_journal(project.folder / "journal")[-1]
+        assert isinstance(ended, LinkFinished)
+        assert ended.whole == whole
+        assert os.access(project.folder / "out.o", os.X_OK)
 
 
 def test_the_oldest_links_go_first(project: Wholes, monkeypatch: pytest.MonkeyPatch) -> None:

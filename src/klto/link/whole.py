@@ -144,6 +144,8 @@ class Whole:
 def _key(linker_sha256: str, request: LinkRequest, inputs: Inputs, scan: Scan) -> str | None:
     if inputs.files is None or not all(_is_known(word) for word in _options(request.words)):
         return None
+    if any(module.path is None for module in inputs.modules):
+        return None  # Members of full archives may include files, and are not looked at one by one here.
     if "LLD_REPRODUCE" in os.environ or not os.path.isdir(os.path.dirname(request.output) or "."):
         return None
     digest = hashlib.sha256("\0".join((linker_sha256, *request.words)).encode("utf-8", "surrogateescape"))
@@ -180,7 +182,7 @@ def _is_known(word: str) -> bool:
     name, _, value = word.lstrip("-").partition("=")
     if name in ("mllvm", "plugin-opt"):
         return not any(telling in value.partition("=")[0].lower() for telling in _TELLING)
-    return name in _KNOWN or (word.startswith(("-z", "-m")) and not word.startswith("--") and len(word) > 2)
+    return name in _KNOWN or word.startswith(("-melf", "-maarch64", "-z"))
 
 
 def _scripts(words: tuple[str, ...]) -> Iterable[str]:
