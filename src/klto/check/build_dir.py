@@ -139,7 +139,7 @@ class BuildDir:
             role = role_of(path)
             if role is Role.OBJECT or kind_of(full) not in ("elf", "bitcode"):
                 return None
-            return open_subject(full, path, read_saved(full) if role in NATIVE_PARTS else None)
+            return open_subject(full, path, read_saved(full) if role in NATIVE_PARTS else None, self.tree)
         except MalformedObject as error:
             self.malformed.append(error)
             return None

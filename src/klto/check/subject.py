@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +28,22 @@ class Subject:
     :ivar name: how findings name it.
     :ivar role: what it is for.
     :ivar command: what Kbuild saved about how it was made, None when that is not known.
+    :ivar tree: the kernel tree that it was made from, None when that is not known.
     """
 
     def __init__(
-        self, name: str, read: ObjectFile, command: SavedCommand | None = None, role: Role | None = None
+        self,
+        name: str,
+        read: ObjectFile,
+        command: SavedCommand | None = None,
+        role: Role | None = None,
+        tree: Path | None = None,
     ) -> None:
         self.name = name
         self.object = read
         self.command = command
         self.role = role_of(name) if role is None else role
+        self.tree = tree
 
     @property
     def elf(self) -> Elf | None:
@@ -53,12 +61,14 @@ class Subject:
         return self.command.source if self.command is not None else None
 
 
-def open_subject(path: str, name: str | None = None, command: SavedCommand | None = None) -> Subject:
+def open_subject(
+    path: str, name: str | None = None, command: SavedCommand | None = None, tree: Path | None = None
+) -> Subject:
     """Read a file.
 
     :raises MalformedObject: when it cannot be read.
     """
-    return Subject(name or path, parse_object(read_whole(path), name or path), command)
+    return Subject(name or path, parse_object(read_whole(path), name or path), command, tree=tree)
 
 
 class Tables:
