@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from klto.check.aside import Aside
 from klto.check.build_dir import BuildDir
 from klto.check.finding import Finding, Level, in_order
 from klto.check.link_inputs import LinkInputs
@@ -22,6 +23,8 @@ from klto.objects.source import Buffer, read_whole
 
 #: What stands for a file that no rule can look at.
 MALFORMED = "malformed"
+#: Findings by rule; under "" those of all rules before the link.
+_Found = dict[str, list[Finding]]
 _OBJECT_SUFFIXES = (".o", ".ko", ".a", ".ro", ".elf", ".so", ".so.dbg")
 
 
@@ -37,19 +40,42 @@ def check_link(link: LinkInputs, rules: Sequence[Rule] | None = None) -> list[Fi
 
 
 def check_build(
-    build: BuildDir, rules: Sequence[Rule] | None = None, *, inputs: bool = True
+    build: BuildDir, rules: Sequence[Rule] | None = None, *, inputs: bool = True, aside: bool = False
 ) -> list[Finding]:
     """What can be said of a build dir.
 
     :param inputs: look at the inputs of the vmlinux.o link too, which :func:`check_link` may have done.
+    :param aside: read the inputs of the link in a process of its own; only where there are no threads.
     """
     chosen = all_rules() if rules is None else rules
-    found = check_link(build.link, chosen) if inputs else []
+
+    def of_link() -> _Found:
+        found: _Found = {"": check_link(build.link, chosen)} if inputs else {}
+        for rule in chosen:
+            if rule.asks_link:
+                found[rule.slug] = _guarded(lambda r=rule: r.of_build(build))  # type: ignore[misc]
+        return found
+
+    def of_artifacts() -> _Found:
+        found: _Found = {rule.slug: [] for rule in chosen}
+        for subject in build.subjects():
+            for rule in chosen:
+                found[rule.slug] += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
+        for rule in chosen:
+            if not rule.asks_link:
+                found[rule.slug] += _guarded(lambda r=rule: r.of_build(build))  # type: ignore[misc]
+        return found
+
+    if aside:
+        with Aside(of_link) as other:
+            ours = of_artifacts()
+            theirs = other.result()
+    else:
+        ours, theirs = of_artifacts(), of_link()
+    found = theirs.pop("", [])
     for rule in chosen:
-        for subject in build.subjects:
-            found += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
-        found += _guarded(lambda r=rule: r.of_build(build))  # type: ignore[misc]
-    found += [malformed_finding(error) for error in build.malformed]
+        found += [*ours.get(rule.slug, ()), *theirs.get(rule.slug, ())]
+    found += [malformed_finding(error) for error in build.malformed.values()]
     return in_order(_once(found))
 
 

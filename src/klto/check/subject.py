@@ -87,6 +87,10 @@ class Tables:
         """Section names."""
         return self.elf.section_names
 
+    def named(self, *prefixes: str) -> Mask:
+        """Which sections' names begin with one of these: without a string for each, as :attr:`names` has."""
+        return self.elf.section_name_column.starting(*prefixes)
+
     @cached_property
     def symbol_names(self) -> list[str]:
         """Symbol names; none in a stripped file."""
@@ -156,22 +160,25 @@ class Tables:
         section = int(self.relocations.section[index])
         return (
             relocation_name(self.machine, int(entry["r_type"])),
-            self.names[section],
+            self.elf.section_name_column[section],
             int(entry["r_offset"]),
         )
 
     def target_name(self, index: int) -> str:
         """The symbol of a relocation, as code calls it: for a section symbol what is at its place."""
         symbol = int(self.relocations.entries["r_sym"][index])
-        if symbol >= len(self.symbol_names):
+        symtab = self.elf.symtab
+        if symtab is None or symbol >= len(symtab):
             return "nothing"
-        name = self.symbol_names[symbol]
-        kind = int(self.elf.symtab.table["st_info"][symbol]) & 15 if self.elf.symtab is not None else 0
+        name = symtab.name_column[symbol]
+        kind = int(symtab.table["st_info"][symbol]) & 15
         if kind != STT_SECTION and name:
             return name
         section, value = int(self.target_section[index]), int(self.target_value[index])
         at = self.symbol_at(section, value)
-        return at or (f"{self.names[section]}+{value:#x}" if section > 0 else "nothing")
+        if at is None and section > 0:
+            return f"{self.elf.section_name_column[section]}+{value:#x}"
+        return at or "nothing"
 
     def symbol_at(self, section: int, offset: int) -> str | None:
         """The function or object that an offset of a section is in; None when no symbol begins before it.
@@ -193,7 +200,8 @@ class Tables:
         values = symtab.table["st_value"][inside]
         nearest = inside[values == values.max()]
         # Of several at one place the function or object, not a label such as "$d" (aaelf64, mapping symbols).
-        proper = [i for i in nearest.tolist() if not self.symbol_names[i].startswith(("$", ".L"))]
+        column = symtab.name_column
+        proper = [i for i in nearest.tolist() if not column[i].startswith(("$", ".L"))]
         sized = [i for i in proper if int(symtab.table["st_size"][i])]
         chosen = (sized or proper or nearest.tolist())[0]
-        return self.symbol_names[chosen] or None
+        return column[chosen] or None

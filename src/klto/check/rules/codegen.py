@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 from klto.check.finding import Finding, Level
@@ -173,8 +174,7 @@ class LostCodegenOption(Rule):
         """Triples and features: other triples are other code, other features keep functions from being inlined."""
         triples: dict[str, list[str]] = defaultdict(list)
         for item in link.bitcode:
-            table = item.read().symbol_table
-            triples[table.target_triple if table is not None else "unknown"].append(item.name)
+            triples[item.target].append(item.name)
         if len(triples) > 1:
             usual = max(triples, key=lambda triple: len(triples[triple]))
             for triple, names in triples.items():
@@ -205,19 +205,30 @@ class LostCodegenOption(Rule):
                 )
 
 
-#: One search over a whole command: a look at each of its hundred words would take longer than all the rest.
+#: One search over a whole command: a look at each of its hundred words would take longer than all the rest. Every
+#: option is a word of its own behind the compiler.
 _RELEVANT = re.compile(
-    r"(?<!\S)(?:(-mllvm) +(\S+)|({carried})(\S*)|({back_end})(?!\S))".format(
+    r" (?:(-mllvm) +(\S+)|({carried})(\S*)|({back_end})(?!\S))".format(
         carried="|".join(map(re.escape, sorted((*_CARRIED, *_FEATURES), key=len, reverse=True))),
         back_end="|".join(map(re.escape, _BACK_END)),
     )
 )
 
 
+@lru_cache(maxsize=64)
+def _found(flags: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(_RELEVANT.findall(flags))
+
+
 def _options(command: str) -> tuple[str, ...]:
     """The options of a compile command that may have to reach the link, sorted; of several the last one counts."""
+    # Most of the line is the same for most objects: what lies between the compiler with its dependency file and the
+    # object's own names (scripts/Makefile.lib, c_flags and modfile_flags; 6.1 and 6.12).
+    begin = command.find(" ", command.find(" ") + 1)
+    end = command.find(" -DKBUILD_MODFILE=", max(begin, 0))
+    parts = (command[:begin], command[begin:end], command[end:]) if 0 <= begin < end else (command,)
     kept: dict[str, str] = {}
-    for mllvm, option, start, value, back_end in _RELEVANT.findall(command):
+    for mllvm, option, start, value, back_end in (row for part in parts for row in _found(part)):
         if mllvm:
             kept[f"-mllvm {option.partition('=')[0]}"] = f"-mllvm {option}"
         else:

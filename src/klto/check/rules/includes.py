@@ -9,7 +9,6 @@ from typing import ClassVar
 from klto.check.finding import Finding, Level
 from klto.check.link_inputs import BitcodeInput, LinkInputs
 from klto.check.rule import Rule
-from klto.objects.assembly import may_hold
 
 
 class StaleInclude(Rule):
@@ -34,7 +33,7 @@ class StaleInclude(Rule):
 
     def of_link(self, link: LinkInputs) -> Iterator[Finding]:
         for item in link.bitcode:
-            if item.path is not None and may_hold(item.data, b"incbin"):
+            if item.path is not None and item.may_include:
                 yield from self._of_module(link, item)
 
     def _of_module(self, link: LinkInputs, item: BitcodeInput) -> Iterator[Finding]:

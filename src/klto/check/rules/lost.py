@@ -69,6 +69,7 @@ class LtoLost(Rule):
     """The kernel was asked to be optimised as a whole, and was not."""
 
     slug = "lto-lost"
+    asks_link = True
     title = "native code where LTO was asked for, and how much of the kernel was optimised across modules"
     what = "The build succeeds, but objects that should meet at the link came to it as native code."
     why = (

@@ -47,8 +47,11 @@ class AsmSymbolClash(Rule):
             return
         if self._is_full(link):
             yield from self._clashes(link)
+        undefined = {name for name in link.native_undefined if name not in link.native_defined}
+        undefined -= link.symbols.defines(undefined, globally=True)
+        local = link.symbols.defines(undefined, globally=False)
         for name, where in link.native_undefined.items():
-            if name in link.symbols.local and name not in link.native_defined:
+            if name in local:
                 yield self.finding(
                     where,
                     f"refers to {name}, which is static in bitcode and defined nowhere else",
@@ -125,7 +128,8 @@ class PromotedNames(Rule):
         if vmlinux is None or symtab is None:
             return
         kinds = symtab.table["st_info"] & 15
-        names = [(number, name) for number, name in enumerate(symtab.names) if ".llvm." in name]
+        column = symtab.name_column
+        names = [(number, column[number]) for number in column.holding(".llvm.")]
         promoted = [(number, name) for number, name in names if _PROMOTED.search(name)]
         if not promoted:
             return

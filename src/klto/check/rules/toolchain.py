@@ -27,6 +27,7 @@ class MixedToolchain(Rule):
     """Bitcode of several LLVMs, GNU objects that lld refuses, GNU tools that see nothing in bitcode."""
 
     slug = "mixed-toolchain"
+    asks_link = True
     title = "bitcode, assembler, linker and tools of different toolchains in one link"
     what = (
         "Bitcode is read by the LLVM that wrote it and by later ones: an older linker stops with 'Unknown attribute "
@@ -48,7 +49,7 @@ class MixedToolchain(Rule):
     def of_link(self, link: LinkInputs) -> Iterator[Finding]:
         by_producer: dict[str, list[str]] = defaultdict(list)
         for item in link.bitcode:
-            by_producer[item.read().producer or "unknown"].append(item.name)
+            by_producer[item.producer or "unknown"].append(item.name)
         yield from self._minority(link, by_producer)
         for _, subject in link.native:
             yield from self._symbols(subject)
@@ -132,7 +133,7 @@ class MixedToolchain(Rule):
         if vmlinux is None or vmlinux.elf is None or not build.link.bitcode:
             return
         linker = next((p for p in vmlinux.elf.producers if "LLD" in p), None)
-        producer = build.link.bitcode[0].read().producer or ""
+        producer = build.link.bitcode[0].producer or ""
         if linker is None or not _major(producer) or not _major(linker.partition("LLD")[2]):
             return
         if _major(linker.partition("LLD")[2]) < _major(producer):
