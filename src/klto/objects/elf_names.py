@@ -14,12 +14,12 @@ _HEAD = 8
 class NameColumn:
     """A column of names.
 
-    :param table: the string table's bytes.
+    :param table: the string table's bytes; its end is the last name's.
     :param offsets: of each name in it, all of them within it.
     """
 
     def __init__(self, table: bytes, offsets: npt.NDArray[np.uint32]) -> None:
-        self._table = table
+        self._table = table if table.endswith(b"\0") else table + b"\0"
         self._offsets = offsets.astype(np.int64)
 
     def __len__(self) -> int:
@@ -27,8 +27,7 @@ class NameColumn:
 
     def __getitem__(self, index: int) -> str:
         begin = int(self._offsets[index])
-        end = self._table.find(b"\0", begin)
-        return self._table[begin : end if end >= 0 else None].decode("utf-8", "surrogateescape")
+        return self._table[begin : self._table.index(b"\0", begin)].decode("utf-8", "surrogateescape")
 
     @cached_property
     def _heads(self) -> npt.NDArray[np.uint64]:
@@ -48,10 +47,9 @@ class NameColumn:
             head = wanted[:_HEAD]
             bits = np.uint64((1 << 8 * len(head)) - 1)
             left = np.flatnonzero((self._heads & bits) == np.uint64(int.from_bytes(head, "little")))
+            left = left[self._offsets[left] + len(wanted) <= len(characters)]
             for place in range(_HEAD, len(wanted)):
-                at = self._offsets[left] + place
-                left, at = left[at < len(characters)], at[at < len(characters)]
-                left = left[characters[at] == wanted[place]]
+                left = left[characters[self._offsets[left] + place] == wanted[place]]
             mask[left] = True
         return mask
 
@@ -68,9 +66,9 @@ class NameColumn:
         at = table.find(wanted)
         while at >= 0:
             # Names may share their ends: each that begins between the string's begin and the word holds it.
-            begin, end = table.rfind(b"\0", 0, at) + 1, table.find(b"\0", at)
-            last = table.rfind(wanted, at, end if end >= 0 else len(table))
+            begin, end = table.rfind(b"\0", 0, at) + 1, table.index(b"\0", at)
+            last = table.rfind(wanted, at, end)
             first, after = np.searchsorted(offsets, (begin, last + 1))
             found.update(order[first:after].tolist())
-            at = table.find(wanted, end) if end >= 0 else -1
+            at = table.find(wanted, end)
         return sorted(found)
