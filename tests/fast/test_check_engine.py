@@ -56,7 +56,7 @@ def test_long_names_are_told_apart() -> None:
     table = b"\0.init.text\0.init.tex\0.init.textures\0.init.data"
     column = NameColumn(table, np.array([1, 12, 22, 37], np.uint32))
     assert column.starting(".init.text").tolist() == [True, False, True, False]
-    assert column.equal(".init.text", ".init.data").tolist() == [True, False, False, False]
+    assert column.equal(".init.text", ".init.data").tolist() == [True, False, False, True]
     assert column.starting(".init.data").tolist() == [False, False, False, True]
     assert column[3] == ".init.data"
 
