@@ -53,12 +53,14 @@ def test_names_are_found_as_in_a_list(names: list[str], shared: bool, words: lis
 
 
 def test_long_names_are_told_apart() -> None:
-    table = b"\0.init.text\0.init.tex\0.init.textures\0.init.data"
+    table = b"\0.init.text\0.init.tex\0.init.textures\0.init.data\0"
     column = NameColumn(table, np.array([1, 12, 22, 37], np.uint32))
     assert column.starting(".init.text").tolist() == [True, False, True, False]
     assert column.equal(".init.text", ".init.data").tolist() == [True, False, False, True]
     assert column.starting(".init.data").tolist() == [False, False, False, True]
     assert column[3] == ".init.data"
+    long = "x" * 1000
+    assert NameColumn(f"\0{long}\0".encode(), np.array([1, 990], np.uint32))[0] == long
 
 
 @given(st.integers(0, 400), st.integers(0, 2**32), st.booleans())
@@ -181,7 +183,7 @@ def test_saved_command_and_source_of_a_long_file(tmp_path: Path) -> None:
         assert command.source == "/linux/a.c"
         assert command.compile == f"clang -D{flags} -c -o a.o a.c"
         assert command.compile == command.steps[0]
-        assert len(command.text) < length + 200
+        assert len(command.text) < 100
     assert read_saved(str(tmp_path / "b.o")) is None
 
 

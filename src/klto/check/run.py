@@ -61,6 +61,7 @@ def check_build(
         for subject in build.subjects():
             for rule in chosen:
                 found[rule.slug] += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]
+            subject.close()
         for rule in chosen:
             if not rule.asks_link:
                 found[rule.slug] += _guarded(lambda r=rule: r.of_build(build))  # type: ignore[misc]

@@ -17,6 +17,7 @@ class SavedCommand:
 
     :ivar target: what it makes, relative to the build dir.
     :ivar command: the whole recipe, its steps joined by ``;``.
+    :ivar text: what stands behind it in the file.
     """
 
     __slots__ = ("__dict__", "command", "target", "text")
@@ -75,9 +76,9 @@ class SavedCommand:
 
 def parse_saved(text: str) -> SavedCommand | None:
     """The content of a ``.cmd`` file; None when it has no saved command (a rule file, or torn by a kill)."""
-    first, _, _ = text.partition("\n")
+    first, _, rest = text.partition("\n")
     found = _FIRST.match(first)
-    return SavedCommand(found[1], found[2], text) if found else None
+    return SavedCommand(found[1], found[2], rest) if found else None
 
 
 def read_saved(path: str) -> SavedCommand | None:

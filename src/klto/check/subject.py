@@ -55,6 +55,12 @@ class Subject:
         """The ELF file's tables, None of bitcode."""
         return Tables(self.object.elf) if self.object.elf is not None else None
 
+    def close(self) -> None:
+        """Forget its tables: what comes next may be as large."""
+        vars(self).pop("tables", None)
+        if self.object.elf is not None:
+            self.object.elf.close()
+
     @property
     def source(self) -> str | None:
         """The source file it was made from, where its saved command says so."""
@@ -133,25 +139,24 @@ class Tables:
             for number, times in zip(types, count, strict=True)
         }
 
-    @cached_property
-    def target_section(self) -> Indexes:
-        """Section of each relocation's symbol; 0 undefined or none."""
-        symbols = self.relocations.entries["r_sym"]
+    def target_section(self, indexes: Indexes) -> Indexes:
+        """Section of the symbols of some relocations; 0 undefined or none."""
+        symbols = self.relocations.entries["r_sym"][indexes]
         known = symbols < len(self.symbol_section)
         if not len(self.symbol_section):
             return np.zeros(len(symbols), np.int64)
         return np.where(known, self.symbol_section[np.where(known, symbols, 0)], 0)
 
-    @cached_property
-    def target_value(self) -> npt.NDArray[np.int64]:
-        """Value of each relocation's symbol plus its addend: bytes from its section's start, in an ET_REL file."""
+    def target_value(self, indexes: Indexes) -> npt.NDArray[np.int64]:
+        """Value of their symbols plus their addends: bytes from the symbol's section's start, in an ET_REL file."""
         entries = self.relocations.entries
+        symbols, addends = entries["r_sym"][indexes], entries["r_addend"][indexes]
         symtab = self.elf.symtab
         if symtab is None:
-            return np.array(entries["r_addend"], np.int64)
+            return np.array(addends, np.int64)
         values: npt.NDArray[np.int64] = symtab.table["st_value"].view(np.int64)
-        known = entries["r_sym"] < len(values)
-        found: npt.NDArray[np.int64] = values[np.where(known, entries["r_sym"], 0)] + entries["r_addend"]
+        known = symbols < len(values)
+        found: npt.NDArray[np.int64] = values[np.where(known, symbols, 0)] + addends
         return found
 
     def relocation(self, index: int) -> tuple[str, str, int]:
@@ -164,6 +169,11 @@ class Tables:
             int(entry["r_offset"]),
         )
 
+    def target(self, index: int) -> tuple[int, int]:
+        """Section and value, as above, of one relocation's symbol."""
+        one = np.array([index])
+        return int(self.target_section(one)[0]), int(self.target_value(one)[0])
+
     def target_name(self, index: int) -> str:
         """The symbol of a relocation, as code calls it: for a section symbol what is at its place."""
         symbol = int(self.relocations.entries["r_sym"][index])
@@ -174,7 +184,7 @@ class Tables:
         kind = int(symtab.table["st_info"][symbol]) & 15
         if kind != STT_SECTION and name:
             return name
-        section, value = int(self.target_section[index]), int(self.target_value[index])
+        section, value = self.target(index)
         at = self.symbol_at(section, value)
         if at is None and section > 0:
             return f"{self.elf.section_name_column[section]}+{value:#x}"

@@ -192,6 +192,10 @@ class Elf:
         self.where = where
         self.header = Header(data, where)
 
+    def close(self) -> None:
+        """Forget all that was read, and the file with it: tables know their file, so that nothing else would soon."""
+        vars(self).clear()
+
     def malformed(self, offset: int, problem: str) -> MalformedObject:
         """The error for a problem at a byte of this file."""
         return MalformedObject(self.where, offset, problem)
@@ -309,12 +313,14 @@ class Elf:
     def name_column(self, index: int, offsets: npt.NDArray[Any]) -> NameColumn:
         """As :meth:`strings`, without making them.
 
-        :raises MalformedObject: for an offset outside of the table.
+        :raises MalformedObject: for an offset outside of the table, or a string without end.
         """
-        table = bytes(self.content(index)) or b"\0"
-        if len(offsets) and int(offsets.max()) >= len(table):
+        table = self.content(index)
+        if len(offsets) and b"\0" not in bytes(table[int(offsets.max()) :]):
+            if int(offsets.max()) == 0 and not len(table):
+                return NameColumn(b"\0", offsets)
             raise self.malformed_section(
-                index, f"expected a string at {offsets.max()} of section {index}, found its end"
+                index, f"expected a string that ends at {offsets.max()} of section {index}, found none"
             )
         return NameColumn(table, offsets)
 

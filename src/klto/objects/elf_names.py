@@ -7,19 +7,24 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from klto.objects.source import Buffer
+
 Mask = npt.NDArray[np.bool_]
 _HEAD = 8
+#: Most names are shorter.
+_MOST_LETTERS = 64
 
 
 class NameColumn:
     """A column of names.
 
-    :param table: the string table's bytes; its end is the last name's.
-    :param offsets: of each name in it, all of them within it.
+    :param table: the string table's bytes, not copied.
+    :param offsets: of each name in it, all of them before its last NUL.
     """
 
-    def __init__(self, table: bytes, offsets: npt.NDArray[np.uint32]) -> None:
-        self._table = table if table.endswith(b"\0") else table + b"\0"
+    def __init__(self, table: Buffer, offsets: npt.NDArray[np.uint32]) -> None:
+        self._table = memoryview(table)
+        self._characters = np.frombuffer(table, np.uint8)
         self._offsets = offsets.astype(np.int64)
 
     def __len__(self) -> int:
@@ -27,21 +32,25 @@ class NameColumn:
 
     def __getitem__(self, index: int) -> str:
         begin = int(self._offsets[index])
-        return self._table[begin : self._table.index(b"\0", begin)].decode("utf-8", "surrogateescape")
+        step = _MOST_LETTERS
+        while (end := bytes(self._table[begin : begin + step]).find(b"\0")) < 0:
+            step *= 16
+        return bytes(self._table[begin : begin + end]).decode("utf-8", "surrogateescape")
 
     @cached_property
     def _heads(self) -> npt.NDArray[np.uint64]:
         """The first 8 bytes of each name, and of what follows it, the first one lowest."""
-        characters = np.frombuffer(self._table + bytes(_HEAD), np.uint8)
+        last = max(len(self._characters) - 1, 0)
         heads = np.zeros(len(self), np.uint64)
         for place in range(_HEAD):
-            heads |= characters[self._offsets + place].astype(np.uint64) << np.uint64(8 * place)
+            at = np.minimum(self._offsets + place, last)
+            heads |= self._characters[at].astype(np.uint64) << np.uint64(8 * place)
         return heads
 
     def starting(self, *prefixes: str) -> Mask:
         """Which names begin with one of these."""
         mask = np.zeros(len(self), bool)
-        characters = np.frombuffer(self._table, np.uint8)
+        characters = self._characters
         for prefix in prefixes:
             wanted = prefix.encode("utf-8", "surrogateescape")
             head = wanted[:_HEAD]
@@ -59,7 +68,7 @@ class NameColumn:
 
     def holding(self, word: str) -> list[int]:
         """Indexes of the names that hold ``word``, in order."""
-        wanted, table = word.encode("utf-8", "surrogateescape"), self._table
+        wanted, table = word.encode("utf-8", "surrogateescape"), bytes(self._table)
         order = np.argsort(self._offsets, kind="stable")
         offsets = self._offsets[order]
         found: set[int] = set()

@@ -139,7 +139,7 @@ class AbsoluteAddress(Rule):
         listed_in = names.index(".hyp.reloc")
         entries = tables.relocations
         listed = np.flatnonzero((entries.section == listed_in) & tables.in_memory)
-        places = _places(tables.target_section[listed], tables.target_value[listed])
+        places = _places(tables.target_section(listed), tables.target_value(listed))
         indexes = tables.of_types("R_AARCH64_ABS64")
         hyp = tables.named(".hyp")
         indexes = indexes[hyp[entries.section[indexes]]]
@@ -155,7 +155,7 @@ class AbsoluteAddress(Rule):
         indexes = tables.of_types("R_AARCH64_ABS64")
         hyp = tables.named(".hyp.text\0")
         data = tables.named(".rodata", ".hyp.text\0")
-        target = tables.target_section[indexes]
+        target = tables.target_section(indexes)
         chosen = hyp[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
             subject,
@@ -170,7 +170,7 @@ class AbsoluteAddress(Rule):
         indexes = tables.of_types("R_X86_64_64")
         head = tables.named(".head.text\0")
         data = tables.named(".rodata", ".data.rel.ro")
-        target = tables.target_section[indexes]
+        target = tables.target_section(indexes)
         chosen = head[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
             subject,
@@ -212,7 +212,7 @@ def _places(section: npt.NDArray[np.int64], offset: npt.NDArray[np.int64]) -> np
 
 
 def _target(tables: Tables, index: int) -> str:
-    section, value = int(tables.target_section[index]), int(tables.target_value[index])
+    section, value = tables.target(index)
     at = tables.symbol_at(section, value)
     return f"{at}" if at else tables.target_name(index)
 
@@ -221,12 +221,12 @@ def _user(tables: Tables, section: int, offset: int) -> str | None:
     """A function whose code refers to the table at a place of a data section, nearest before it."""
     if tables.executable[section]:
         return None
-    code = tables.executable[tables.relocations.section] & (tables.target_section == section)
-    indexes = np.flatnonzero(code)
-    before = indexes[np.abs(tables.target_value[indexes] - offset) <= _TABLE_NEAR]
+    indexes = np.flatnonzero(tables.executable[tables.relocations.section])
+    indexes = indexes[tables.target_section(indexes) == section]
+    before = indexes[np.abs(tables.target_value(indexes) - offset) <= _TABLE_NEAR]
     if not len(before):
         return None
-    nearest = before[np.argmin(np.abs(tables.target_value[before] - offset))]
+    nearest = before[np.argmin(np.abs(tables.target_value(before) - offset))]
     place = int(tables.relocations.entries["r_offset"][nearest])
     return tables.symbol_at(int(tables.relocations.section[nearest]), place)
 

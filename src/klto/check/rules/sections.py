@@ -109,8 +109,9 @@ class SectionTable(Rule):
         init = tables.named(".init.text")
         kept = ~tables.named(*_INIT) & tables.executable
         section = tables.relocations.section
-        target = tables.target_section
-        chosen = np.flatnonzero(tables.in_memory & kept[section] & (target > 0) & init[np.maximum(target, 0)])
+        chosen = np.flatnonzero(tables.in_memory & kept[section])
+        target = tables.target_section(chosen)
+        chosen = chosen[(target > 0) & init[np.maximum(target, 0)]]
         shown: set[str] = set()
         for index in chosen.tolist():
             _, name, offset = tables.relocation(index)
