@@ -41,7 +41,7 @@ def test_names_are_found_as_in_a_list(names: list[str], shared: bool, words: lis
         table += text if at < 0 else b""
     names = sorted(names, key=len, reverse=True)
     column = NameColumn(table, np.array(offsets, np.uint32))
-    assert [column[i] for i in range(len(column))] == names
+    assert [column[i] for i in range(len(column))] == column.at(np.arange(len(column))) == names
     # With a NUL in it a prefix says how the name ends, or what stands behind it.
     assert column.starting(*words).tolist() == [
         table[offset:].startswith(tuple(word.encode() for word in words)) for offset in offsets

@@ -186,9 +186,8 @@ class LinkInputs:
         for _, subject in self.native:
             symtab = subject.elf.symtab if subject.elf is not None else None
             if symtab is not None:
-                for index in (symtab.table["st_shndx"] == 0).nonzero()[0].tolist():
-                    if name := symtab.name_column[index]:
-                        found.setdefault(name, subject.name)
+                for name in filter(None, symtab.name_column.at((symtab.table["st_shndx"] == 0).nonzero()[0])):
+                    found.setdefault(name, subject.name)
         return found
 
 
@@ -197,4 +196,4 @@ def _globals_of(read: ObjectFile) -> list[str]:
     if symtab is None:
         return []
     shown = ((symtab.table["st_info"] >> 4) != 0) & (symtab.table["st_shndx"] != 0)
-    return [symtab.name_column[index] for index in shown.nonzero()[0].tolist()]
+    return symtab.name_column.at(shown.nonzero()[0])

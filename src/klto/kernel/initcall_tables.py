@@ -73,8 +73,8 @@ class _Image:
 
     def initcalls(self) -> dict[int, str]:
         """Addresses of the entries to their symbols; two objects may have symbols of one name."""
-        numbers = np.flatnonzero(self.names.starting(_PREFIX) & self.defined).tolist()
-        named = [(int(self.values[number]), self.names[number]) for number in numbers]
+        numbers = np.flatnonzero(self.names.starting(_PREFIX) & self.defined)
+        named = zip(self.values[numbers].tolist(), self.names.at(numbers), strict=True)
         return {address: name for address, name in named if split_name(name)}
 
     def at(self, address: int) -> list[str]:

@@ -113,8 +113,8 @@ def _offered(build_dir: Path, conf: AutoConf, modules: list[KernelModule]) -> It
             table = Elf(read_whole(path), str(path)).symtab
             if table is not None:
                 column = table.name_column
-                for index in np.flatnonzero(column.starting(_EXPORT_PREFIX)).tolist():
-                    yield column[index].removeprefix(_EXPORT_PREFIX)
+                for name in column.at(np.flatnonzero(column.starting(_EXPORT_PREFIX))):
+                    yield name.removeprefix(_EXPORT_PREFIX)
 
 
 class _Defined:

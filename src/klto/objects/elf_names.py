@@ -37,14 +37,23 @@ class NameColumn:
             step *= 16
         return bytes(self._table[begin : begin + end]).decode("utf-8", "surrogateescape")
 
+    def at(self, indexes: npt.NDArray[np.int64]) -> list[str]:
+        """Many of them: the table is looked at as a whole."""
+        table = bytes(self._table)
+        begins = self._offsets[indexes].tolist()
+        return [table[at : table.index(b"\0", at)].decode("utf-8", "surrogateescape") for at in begins]
+
     @cached_property
     def _heads(self) -> npt.NDArray[np.uint64]:
         """The first 8 bytes of each name, and of what follows it, the first one lowest."""
-        last = max(len(self._characters) - 1, 0)
-        heads = np.zeros(len(self), np.uint64)
-        for place in range(_HEAD):
-            at = np.minimum(self._offsets + place, last)
-            heads |= self._characters[at].astype(np.uint64) << np.uint64(8 * place)
+        characters = self._characters
+        if len(characters) < _HEAD:
+            characters = np.concatenate((characters, np.zeros(_HEAD, np.uint8)))
+        windows: npt.NDArray[np.uint64] = np.ndarray(
+            len(characters) - _HEAD + 1, "<u8", characters, strides=(1,)
+        )
+        at = np.minimum(self._offsets, len(windows) - 1)
+        heads: npt.NDArray[np.uint64] = windows[at] >> (8 * (self._offsets - at)).astype(np.uint64)
         return heads
 
     def starting(self, *prefixes: str) -> Mask:
@@ -71,13 +80,15 @@ class NameColumn:
         wanted, table = word.encode("utf-8", "surrogateescape"), bytes(self._table)
         order = np.argsort(self._offsets, kind="stable")
         offsets = self._offsets[order]
-        found: set[int] = set()
+        spans: list[tuple[int, int]] = []
         at = table.find(wanted)
         while at >= 0:
             # Names may share their ends: each that begins between the string's begin and the word holds it.
             begin, end = table.rfind(b"\0", 0, at) + 1, table.index(b"\0", at)
-            last = table.rfind(wanted, at, end)
-            first, after = np.searchsorted(offsets, (begin, last + 1))
-            found.update(order[first:after].tolist())
+            spans.append((begin, table.rfind(wanted, at, end) + 1))
             at = table.find(wanted, end)
+        bounds = np.searchsorted(offsets, np.array(spans, np.int64).reshape(-1, 2)).tolist()
+        found: set[int] = set()
+        for first, after in bounds:
+            found.update(order[first:after].tolist())
         return sorted(found)

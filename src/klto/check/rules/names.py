@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
+
 from klto.check.build_dir import BuildDir
 from klto.check.finding import Finding, Level
 from klto.check.link_inputs import LinkInputs
@@ -128,8 +130,8 @@ class PromotedNames(Rule):
         if vmlinux is None or symtab is None:
             return
         kinds = symtab.table["st_info"] & 15
-        column = symtab.name_column
-        names = [(number, column[number]) for number in column.holding(".llvm.")]
+        numbers = symtab.name_column.holding(".llvm.")
+        names = list(zip(numbers, symtab.name_column.at(np.array(numbers, np.int64)), strict=True))
         promoted = [(number, name) for number, name in names if _PROMOTED.search(name)]
         if not promoted:
             return
