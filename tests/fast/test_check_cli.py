@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from objects_helpers import LLVMS, run, tool
 from klto.check.finding import Finding, Level, fails
 from klto.check.rejoin import rejoin
 from klto.check.rule import all_rules
-from klto.check.run import MALFORMED
+from klto.check.run import MALFORMED, check_paths
 from klto.cli import main
 from klto.errors import KltoError
 from klto.objects.elf import SHF_EXECINSTR
@@ -115,6 +116,7 @@ def _subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
         (["--rule", "no-such-rule", "."], "there is no rule"),
         (["empty"], "no ELF or bitcode object"),
         (["text.txt"], "neither ELF nor bitcode"),
+        (["empty.o"], "empty.o: is empty"),
         (["-b", "empty"], "is no build dir"),
         ([], "nothing to check"),
         (["-K", "CONFIG_A=y", "text.txt"], "-K needs a build dir"),
@@ -130,8 +132,59 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "empty.o").touch()
     assert main(["check", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_each_broken_file_is_one_finding(tmp_path: Path) -> None:
+    """In folders and archives what is whole is checked, whatever else is there."""
+    split = _split(tmp_path)
+    (tmp_path / "empty.o").touch()
+    (tmp_path / "text.o").write_text("no object, and none was promised")
+    (tmp_path / "cut.o").write_bytes(split.read_bytes()[:300])
+    found = check_paths([str(tmp_path)])
+    names = [(f.rule, Path(f.artifact).name) for f in found if f.level is Level.ERROR]
+    assert sorted(names) == [("malformed", "cut.o"), ("malformed", "empty.o"), ("split-text", "purgatory.ro")]
+    whole = c("int f(void) { return 1; }", X86, *THIN)
+    run(tool("llvm-ar", 19), "rcS", tmp_path / "x.a", tmp_path / "empty.o", tmp_path / "cut.o", whole)
+    found = check_paths([str(tmp_path / "x.a")])
+    assert {f.artifact for f in found} == {f"{tmp_path}/x.a(empty.o)", f"{tmp_path}/x.a(cut.o)"}
+
+
+def test_files_of_a_build_dir_by_path(tmp_path: Path) -> None:
+    """What the tree's loader does, and where the link runs, is known without -b."""
+    root, tree = build_dir(tmp_path / "build"), tmp_path / "linux"
+    (root / "include/config").mkdir(parents=True)
+    (root / "include/config/auto.conf").touch()
+    (tree / "kernel").mkdir(parents=True)
+    (tree / "Kbuild").touch()
+    (tree / "kernel/kexec_file.c").write_text('find_symbol(pi, "purgatory_start");\n')
+    (root / "source").symlink_to(tree)
+    split = _split(root)
+    assert [f.level for f in check_paths([str(split)]) if f.rule == "split-text"] == [Level.WARNING]
+    text = 'asm(".incbin \\"kernel/data\\""); int f(void) { return 1; }'
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/data").write_text("there when it is compiled")
+    path = put(
+        compiled_in(tmp_path, text), root / "kernel/configs.o", "clang -flto -c -o kernel/configs.o c.c"
+    )
+    saved = root / "kernel/.configs.o.cmd"
+    saved.write_text(saved.read_text().replace("savedcmd_configs.o", "savedcmd_kernel/configs.o"))
+    assert ["which is not there" in f.message for f in check_paths([str(path)])] == [True]
+    (root / "kernel/data").write_text("x")
+    os.utime(root / "kernel/data", (0, 0))
+    assert check_paths([str(path)]) == []
+    saved.unlink()
+    (root / "kernel/data").unlink()
+    assert check_paths([str(path)]) == [], "where the link will run is not known"
+
+
+def compiled_in(folder: Path, text: str) -> Path:
+    """A bitcode object, compiled where what it includes is."""
+    (folder / "c.c").write_text(text)
+    run(tool("clang", 19), X86, *THIN, "-c", "-o", "c.o", "c.c", cwd=folder)
+    return folder / "c.o"
 
 
 def test_folders_and_fail_on_warning(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ class LinkInputs:
             read = parse_object(data, name)
             command = read_saved(path) if path is not None else None
             self.native.append((self._place, Subject(name, read, command)))
+        elif not len(data):
+            raise MalformedObject(name, None, "is empty")
         self._place += 1
 
     def _bitcode(self, name: str, data: Buffer, path: str | None) -> None:
