@@ -17,13 +17,17 @@ from klto.check.aside import Aside
 from klto.check.build_dir import BuildDir
 from klto.check.ir_symbols import IrSymbols
 from klto.check.link_inputs import LinkInputs
-from klto.check.run import check_build, check_link
+from klto.check.run import check_build, check_link, check_paths
 from klto.check.saved import read_saved
-from klto.errors import UsageError
+from klto.errors import KltoError, UsageError
 from klto.objects.assembly import may_hold, written_bits
 from klto.objects.assembly_scan import WordScan
 from klto.objects.bitcode import Bitcode
+from klto.objects.elf import Elf
 from klto.objects.elf_names import NameColumn
+from klto.objects.kind import kind_of_bytes
+from tests.fuzz.corpus import seeds
+from tests.fuzz.mutations import mutated
 
 NAMES = st.lists(st.text("ab.\u00e9", max_size=12), max_size=20)
 
@@ -193,3 +197,42 @@ def test_unreadable_artifact_is_one_finding(tmp_path: Path) -> None:
     found = check_build(BuildDir(root))
     assert [(f.rule, f.artifact) for f in found] == [("malformed", "vmlinux")]
     assert of_build("initcall-order", root)[0].rule == "malformed"
+
+
+#: Places whose files the rules look at most closely.
+PLACES = (
+    "vmlinux.o", "vmlinux", "a.ko", "a.o", "arch/x86/purgatory/purgatory.ro", "arch/arm64/kernel/pi/a.pi.o",
+    "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.o", "arch/x86/boot/compressed/a.o", "arch/x86/realmode/rm/realmode.elf",
+    "drivers/firmware/efi/libstub/a.stub.o", "arch/x86/entry/vdso/vdso64.so.dbg", "lib.a",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_damaged_files_are_findings_or_errors(tmp_path: Path) -> None:
+    """Whatever is in a file, and whatever it is for: no rule fails over it."""
+    corpus = [data for data in seeds(llvms=(19,)) if kind_of_bytes(data) != "thin-archive"]
+    for number in range(2500):
+        rng = random.Random(number)
+        data = mutated(rng.choice(corpus), corpus, rng)
+        path = tmp_path / rng.choice(PLACES)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        try:
+            check_paths([str(path)])
+            check_link(LinkInputs("vmlinux.o", [str(path)], lto=rng.choice(("thin", "full"))))
+        except KltoError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"input {number} as {path.name}") from error
+
+
+def test_relocations_of_no_section_are_one_finding(tmp_path: Path) -> None:
+    path = put(asm("nop\ncall f\n"), tmp_path / "vmlinux.o")
+    elf = Elf(path.read_bytes(), "x")
+    place = elf.header.place(elf.section_names.index(".rela.text"))
+    data = bytearray(path.read_bytes())
+    data[place + 44 : place + 48] = b"\xff\xff\xff\x7f"  # sh_info
+    path.write_bytes(data)
+    [found] = check_paths([str(path)])
+    assert found.rule == "malformed"
+    assert "there is none" in found.message

@@ -110,8 +110,16 @@ class Tables:
 
     @cached_property
     def relocations(self) -> Relocations:
-        """All relocations."""
-        return RelocationReader(self.elf).all
+        """All relocations.
+
+        :raises MalformedObject: when they are broken, or apply to a section that there is not.
+        """
+        found = RelocationReader(self.elf).all
+        wrong = np.flatnonzero(found.section >= len(self.flags))
+        if len(wrong):
+            table, section = int(found.table[wrong[0]]), int(found.section[wrong[0]])
+            raise self.elf.malformed_section(table, f"section {table} relocates section {section}, there is none")
+        return found
 
     @cached_property
     def types(self) -> npt.NDArray[np.uint32]:
@@ -121,9 +129,7 @@ class Tables:
     @cached_property
     def in_memory(self) -> Mask:
         """Whether each relocation applies to a section that is loaded."""
-        section = self.relocations.section
-        inside = section < len(self.allocated)
-        return inside & self.allocated[np.where(inside, section, 0)]
+        return self.allocated[self.relocations.section]
 
     def of_types(self, *names: str) -> Indexes:
         """Indexes of the loaded sections' relocations of these types (full names)."""
