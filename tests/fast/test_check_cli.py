@@ -195,6 +195,17 @@ def test_folders_and_fail_on_warning(tmp_path: Path) -> None:
     assert not fails(of_build("lto-lost", build_dir(tmp_path / "b")), "warning")
 
 
+def test_a_build_dir_without_a_build_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build_dir(tmp_path)
+    assert main(["check", "-b", str(root)]) == 0
+    assert f"nothing is built in {root}: only its configuration is checked" in capsys.readouterr().err
+    put(asm("nop"), root / "vmlinux.o")
+    assert main(["check", "-b", str(root)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_fragment_that_loses_lto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = build_dir(tmp_path, "CONFIG_LTO_NONE=y\nCONFIG_KASAN=y\n")
     assert main(["check", "-b", str(root), "-K", "CONFIG_LTO_CLANG_THIN=y", "-K", "CONFIG_KASAN=y"]) == 3

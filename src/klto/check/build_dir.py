@@ -124,6 +124,11 @@ class BuildDir:
                     paths += [str(found.relative_to(self.path)) for found in sorted(place.glob(name))]
         return [path for path in dict.fromkeys(paths) if role_of(path) is not Role.OBJECT]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to check but the configuration."""
+        return not self.artifacts and not (self.path / "vmlinux.a").exists()
+
     def subjects(self, role: Role | None = None) -> Iterator[Subject]:
         """The artifacts, or those of one role, opened one after the other: nothing of them is kept."""
         for path in self.artifacts:

@@ -80,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
     for path in builds:
         from klto.check.build_dir import BuildDir
 
-        found += check_build(BuildDir(path.absolute()), rules, aside=len(os.sched_getaffinity(0)) > 1)
+        build = BuildDir(path.absolute())
+        if build.is_empty and not args.quiet:
+            print(f"klto: nothing is built in {path}: only its configuration is checked", file=sys.stderr)
+        found += check_build(build, rules, aside=len(os.sched_getaffinity(0)) > 1)
     found = in_order(found)
     _write(_shown(found, rules, args), args.output)
     return FindingsError.exit_status if fails(found, args.fail_on) else 0
