@@ -100,7 +100,7 @@ def _proof(done: Ran) -> tuple[str, str]:
     return proof["status"], "\n".join(proof["evidence"])
 
 
-def test_purgatory_with_lto_left_on(kernel: Kernel, tmp_path: Path) -> None:
+def test_kexec_with_lto_left_on_in_the_purgatory(kernel: Kernel, tmp_path: Path) -> None:
     """Today's loader takes it, since kexec_purgatory_setup_sechdrs (kernel/kexec_file.c, 6.12.117) looks for the symbol
     purgatory_start: a warning of the check. With that function as it was before, looking for the section that e_entry
     lies in and warning when there are several: an error, and the kernel's own warning at kexec. Either remedy takes
