@@ -247,6 +247,9 @@ def test_promoted_names(tmp_path: Path) -> None:
     [found] = of_build("promoted-names", root)
     assert found.level is Level.NOTE
     assert "1 static names have a suffix" in found.message
+    assert "traced: none, FUNCTION_TRACER is off; BPF-attachable: none, BPF_SYSCALL is off" in found.message
+    (root / ".config").write_text("CONFIG_LTO_CLANG_THIN=y\nCONFIG_BPF_SYSCALL=y\n")
+    assert "FUNCTION_TRACER is off; BPF-attachable: 1" in of_build("promoted-names", root)[0].message
     linked(
         root / "vmlinux", objects[0], c("int shared(int x) { return x; }", X86, *THIN), flags=("-e", "_start")
     )

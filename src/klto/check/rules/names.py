@@ -138,12 +138,14 @@ class PromotedNames(Rule):
         functions = [name for number, name in promoted if int(kinds[number]) == STT_FUNC]
         plain = {_PROMOTED.sub("", name) for _, name in promoted}
         exported = sorted(plain & self._exported(build))
-        traced = len(functions) if build.config.get("FUNCTION_TRACER") == "y" else 0
-        bpf = len(functions) if build.config.get("BPF_SYSCALL") == "y" else 0
+        counts = [
+            f"{what}: {len(functions) if build.config.get(option) == 'y' else f'none, {option} is off'}"
+            for what, option in (("traced", "FUNCTION_TRACER"), ("BPF-attachable", "BPF_SYSCALL"))
+        ]
         yield self.finding(
             vmlinux.name,
             f"{len(promoted)} static names have a suffix .llvm.HASH, {len(functions)} of them functions; exported: "
-            f"{', '.join(exported[:5]) if exported else 'none'}; traced: {traced}; BPF-attachable: {bpf}",
+            f"{', '.join(exported[:5]) if exported else 'none'}; {'; '.join(counts)}",
             Level.NOTE,
             symbol=functions[0] if functions else None,
             seen=str(len(promoted)),
