@@ -118,7 +118,9 @@ class Tables:
         wrong = np.flatnonzero(found.section >= len(self.flags))
         if len(wrong):
             table, section = int(found.table[wrong[0]]), int(found.section[wrong[0]])
-            raise self.elf.malformed_section(table, f"section {table} relocates section {section}, there is none")
+            raise self.elf.malformed_section(
+                table, f"section {table} relocates section {section}, there is none"
+            )
         return found
 
     @cached_property
