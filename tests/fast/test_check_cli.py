@@ -152,6 +152,20 @@ def test_each_broken_file_is_one_finding(tmp_path: Path) -> None:
     assert {f.artifact for f in found} == {f"{tmp_path}/x.a(empty.o)", f"{tmp_path}/x.a(cut.o)"}
 
 
+def test_a_file_named_twice_is_checked_once(tmp_path: Path) -> None:
+    """Else two modules of one would be against one of the other."""
+    one, two = (put(c("int f(void) { return 1; }", *flags, *THIN), tmp_path / name) for name, flags in (
+        ("one.o", (X86,)), ("two.o", ("--target=aarch64-linux-gnu",)),
+    ))  # fmt: skip
+    [found] = [
+        f
+        for f in check_paths([str(tmp_path), str(two), f"{two.parent}/./two.o"])
+        if "for aarch64" in f.message
+    ]
+    assert found.message.startswith("1 module for aarch64-unknown-linux-gnu, 1 for x86_64")
+    assert one.exists()
+
+
 def test_files_of_a_build_dir_by_path(tmp_path: Path) -> None:
     """What the tree's loader does, and where the link runs, is known without -b."""
     root, tree = build_dir(tmp_path / "build"), tmp_path / "linux"

@@ -137,7 +137,7 @@ def test_a_broken_module_hides_nothing_else(tmp_path: Path) -> None:
     inputs = [tmp_path / f"{name}.o" for name in "abde"]
     found = check_build(BuildDir(build_dir(tmp_path, inputs=inputs)))
     assert [f.artifact for f in found if f.rule == "malformed"] == ["e.o"]
-    assert "1 modules are for aarch64" in next(f.message for f in found if f.rule == "lost-codegen-option")
+    assert "1 module for aarch64" in next(f.message for f in found if f.rule == "lost-codegen-option")
 
 
 def test_a_second_process_finds_the_same(tmp_path: Path) -> None:

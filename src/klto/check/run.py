@@ -89,17 +89,19 @@ def check_paths(paths: Iterable[str], rules: Sequence[Rule] | None = None) -> li
     chosen = all_rules() if rules is None else rules
     found: list[Finding] = []
     subjects: list[Subject] = []
-    linked: list[str] = []
+    linked: dict[str, str] = {}
     for path in paths:
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file or folder")
         for file in _objects_below(path, found):
-            linked.append(file)
+            if os.path.realpath(file) in linked:
+                continue  # Named twice, or below a folder that is named, too.
+            linked[os.path.realpath(file)] = file
             subjects += _subjects_of(file, found)
     if not subjects and not found:
         raise UsageError(f"{', '.join(paths)}: no ELF or bitcode object", "give objects, archives or folders")
     bitcode = any(subject.object.bitcode is not None for subject in subjects)
-    link = LinkInputs("the link of these", linked if bitcode else ())
+    link = LinkInputs("the link of these", linked.values() if bitcode else ())
     for rule in chosen:
         for subject in subjects:
             found += _guarded(lambda r=rule, s=subject: r.of_object(s))  # type: ignore[misc]

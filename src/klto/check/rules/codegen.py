@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
-from klto.check.finding import Finding, Level
+from klto.check.finding import Finding, Level, many
 from klto.check.link_inputs import LinkInputs
 from klto.check.rule import Rule
 from klto.objects.module_flags import MUST_AGREE, ModuleFlag, module_flags
@@ -135,7 +135,7 @@ class LostCodegenOption(Rule):
     def _of_option(self, name: str, option: str, count: int, missing: str, level: Level) -> Finding:
         return self.finding(
             name,
-            f"{option} was given to clang for {count} modules, but is lost: no {missing}",
+            f"{option} was given to clang for {many(count, 'module')}, but is lost: no {missing}",
             level,
             seen=option,
             allowed=missing,
@@ -163,11 +163,12 @@ class LostCodegenOption(Rule):
             count = sum(sizes[o] for o in others)
             yield self.finding(
                 firsts[others[0]],
-                f"module flag '{name}' is {read[others[0]][name].value} in {count} modules "
+                f"module flag '{name}' is {read[others[0]][name].value} in {many(count, 'module')} "
                 f"({', '.join(firsts[o] for o in others[:3])}) and {usual} in {votes[usual]}: the link refuses that",
                 symbol=name,
                 seen=str(read[others[0]][name].value),
                 allowed=str(usual),
+                remedies=self.remedies[1:],
             )
 
     def _targets(self, link: LinkInputs, groups: Mapping[tuple[str, ...], list[int]]) -> Iterator[Finding]:
@@ -181,9 +182,10 @@ class LostCodegenOption(Rule):
                 if triple != usual:
                     yield self.finding(
                         names[0],
-                        f"{len(names)} modules are for {triple}, {len(triples[usual])} for {usual}",
+                        f"{many(len(names), 'module')} for {triple}, {len(triples[usual])} for {usual}",
                         seen=triple,
                         allowed=usual,
+                        remedies=("take the objects of the other target out: they are not of this build",),
                     )
         features: Counter[tuple[str, ...]] = Counter()
         shown: dict[tuple[str, ...], str] = {}
@@ -197,8 +199,8 @@ class LostCodegenOption(Rule):
             if kept != usual_features:
                 yield self.finding(
                     shown[kept],
-                    f"{count} modules are compiled for {' '.join(kept) or 'the default'}, {features[usual_features]} "
-                    f"for {' '.join(usual_features) or 'the default'}: functions are not inlined between them",
+                    f"{many(count, 'module')} compiled for {' '.join(kept) or 'the default'}, "
+                    f"{features[usual_features]} for {' '.join(usual_features) or 'the default'}: functions are not inlined between them",
                     Level.NOTE,
                     seen=" ".join(kept),
                     allowed=" ".join(usual_features),

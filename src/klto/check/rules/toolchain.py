@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from klto.check.build_dir import BuildDir
-from klto.check.finding import Finding, Level
+from klto.check.finding import Finding, Level, many
 from klto.check.link_inputs import LinkInputs
 from klto.check.rule import Rule
 from klto.check.saved import read_saved
@@ -64,7 +64,7 @@ class MixedToolchain(Rule):
             apart = _major(producer) != _major(usual)
             yield self.finding(
                 names[0],
-                f"{len(names)} bitcode modules are by {producer}, {len(by_producer[usual])} by {usual}"
+                f"{many(len(names), 'bitcode module')} by {producer}, {len(by_producer[usual])} by {usual}"
                 + (f"; the others: {', '.join(names[1:4])}" if len(names) > 1 else ""),
                 Level.ERROR if apart else Level.WARNING,
                 seen=producer,
