@@ -200,7 +200,8 @@ class LostCodegenOption(Rule):
                 yield self.finding(
                     shown[kept],
                     f"{many(count, 'module')} compiled for {' '.join(kept) or 'the default'}, "
-                    f"{features[usual_features]} for {' '.join(usual_features) or 'the default'}: functions are not inlined between them",
+                    f"{features[usual_features]} for {' '.join(usual_features) or 'the default'}: functions are not "
+                    "inlined between them",
                     Level.NOTE,
                     seen=" ".join(kept),
                     allowed=" ".join(usual_features),
