@@ -182,7 +182,7 @@ class AbsoluteAddress(Rule):
     def _shown(self, subject: Subject, tables: Tables, indexes: Indexes, by: str) -> Iterator[Finding]:
         """One finding for each section that holds such places, with the table and what it points to."""
         sections = tables.relocations.section[indexes]
-        for section in np.unique(sections).tolist():
+        for section in sorted(set(sections.tolist())):
             mine = indexes[sections == section]
             kind, name, offset = tables.relocation(int(mine[0]))
             targets = list(dict.fromkeys(_target(tables, int(i)) for i in mine[:_MOST]))
