@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -15,13 +16,16 @@ T = TypeVar("T")
 class Aside(Generic[T]):
     """What ``work`` gives, worked out by a fork of this process; as a context it ends with it.
 
-    Only for processes without threads: a fork has one, and the locks of the others stay locked.
+    Only for processes without threads of their own: a fork has one, and locks that others hold stay locked. Those that
+    numpy's BLAS keeps wait without any.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._reader, writer = os.pipe()
-        self._child: int | None = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: it sees BLAS's threads.
+            self._child: int | None = os.fork()
         if self._child == 0:
             status = 1
             try:
