@@ -90,6 +90,7 @@ def check_paths(paths: Iterable[str], rules: Sequence[Rule] | None = None) -> li
     found: list[Finding] = []
     subjects: list[Subject] = []
     linked: dict[str, str] = {}
+    around = cache(_build_around)
     for path in paths:
         if not os.path.exists(path):
             raise UsageError(f"{path}: no such file or folder")
@@ -97,7 +98,8 @@ def check_paths(paths: Iterable[str], rules: Sequence[Rule] | None = None) -> li
             if os.path.realpath(file) in linked:
                 continue  # Named twice, or below a folder that is named, too.
             linked[os.path.realpath(file)] = file
-            subjects += _subjects_of(file, found)
+            build = around(os.path.dirname(os.path.abspath(file)))
+            subjects += _subjects_of(file, build.tree if build else None, found)
     if not subjects and not found:
         raise UsageError(f"{', '.join(paths)}: no ELF or bitcode object", "give objects, archives or folders")
     bitcode = any(subject.object.bitcode is not None for subject in subjects)
@@ -110,17 +112,14 @@ def check_paths(paths: Iterable[str], rules: Sequence[Rule] | None = None) -> li
     return in_order(_once(found))
 
 
-def _subjects_of(file: str, found: list[Finding]) -> list[Subject]:
+def _subjects_of(file: str, tree: Path | None, found: list[Finding]) -> list[Subject]:
     """The objects in a file: itself, or an archive's members. What cannot be read is found."""
     subjects: list[Subject] = []
-    build = _build_around(os.path.dirname(os.path.abspath(file)))
     try:
         data = read_whole(file)
         if kind_of_bytes(data) in ("elf", "bitcode"):
             role = role_of(os.path.abspath(file))
-            return [
-                Subject(file, parse_object(data, file), read_saved(file), role, build.tree if build else None)
-            ]
+            return [Subject(file, parse_object(data, file), read_saved(file), role, tree)]
         for member in leaves(Archive(file, data)):
             try:
                 content = member.data()
@@ -138,7 +137,6 @@ def _subjects_of(file: str, found: list[Finding]) -> list[Subject]:
     return subjects
 
 
-@cache
 def _build_around(folder: str) -> BuildDir | None:
     """The build dir that a folder is in, as far as its own files say so."""
     for place in (Path(folder), *Path(folder).parents):
