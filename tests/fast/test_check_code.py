@@ -34,6 +34,29 @@ def test_split_text(tmp_path: Path, version: int) -> None:
     assert of_paths("split-text", whole) == []
 
 
+@pytest.mark.parametrize("loader", ["", 'sym = kexec_purgatory_find_symbol(pi, "purgatory_start");\n'])
+def test_split_text_under_a_loader_that_asks_for_the_symbol(tmp_path: Path, loader: str) -> None:
+    """A warning where the tree's own loader does not mind."""
+    build = build_dir(tmp_path / "build")
+    tree = tmp_path / "linux"
+    (tree / "kernel").mkdir(parents=True)
+    (tree / "Kbuild").touch()
+    (tree / "kernel/kexec_file.c").write_text(loader)
+    (build / "source").symlink_to(tree)
+    text = PURGATORY.replace("int helper", "__attribute__((noinline)) int helper")
+    other = build / "arch/x86/purgatory/purgatory.ro"
+    for name, level in (
+        ("purgatory_start", Level.WARNING if loader else Level.ERROR),
+        ("other", Level.ERROR),
+    ):
+        hot = '__attribute__((section(".text.hot"))) void hot(void) {}'
+        code = c(text.replace("int purgatory", f"int {name}") + hot)
+        linked(other, code)
+        [found] = of_build("split-text", build)
+        assert found.level is level
+        assert ("of this tree" in found.message) == (level is Level.WARNING)
+
+
 def test_split_text_spares_others(tmp_path: Path) -> None:
     """nVHE's script keeps several sections; any file is checked under --single-text."""
     text = asm('.section .hyp.text,"ax"\nnop\n.section .hyp.idmap.text,"ax"\nnop\n', ARM64)

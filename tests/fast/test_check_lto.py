@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from check_helpers import ARM64, FULL, THIN, X86, asm, build_dir, c, linked, of_
 from objects_helpers import LLVMS, run, tool
 
 from klto.check.finding import Level
+from klto.check.link_inputs import BitcodeInput, LinkInputs
+from klto.check.rules.lost import LtoLost
+from klto.check.saved import SavedCommand
+from klto.check.subject import Subject
 from klto.objects.bitcode import Bitcode
 from klto.objects.elf import SHT_RELA, Elf
 from klto.objects.errors import MalformedObject
@@ -80,13 +85,32 @@ def test_lto_lost(tmp_path: Path) -> None:
     [note] = of_build("lto-lost", root)
     assert note.level is Level.NOTE
     assert "1 of 2 objects compiled from C (50.0 %)" in note.message
+    assert "; compiled without: plain.o; 0 are assembly" in note.message
     (root / ".klto").mkdir()
     (root / ".klto/overrides.log").write_text("sub/two.o\n")
     build_dir(root, inputs=[bitcode, root / "sub/two.o"])
     [note] = of_build("lto-lost", root)
-    assert "1 of the others by --no-lto" in note.message
+    assert "1 of the others by --no-lto; 0 are" in note.message
     build_dir(root, inputs=[plain])
     assert "none of 1 inputs is bitcode" in of_build("lto-lost", root)[0].message
+
+
+def test_share_is_not_rounded_up() -> None:
+    """2817 of 2818 are not 100.0 %."""
+    link = LinkInputs("vmlinux.o", [], lto="thin")
+    plain = Subject("a.o", read_object(c(ONE)), SavedCommand("a.o", "clang -c -o a.o a.c", ""))
+    link.native = [(0, plain)]
+    link.bitcode = [replace(of_module, place=1) for of_module in [_module()] * 2817]
+    [note] = [f for f in LtoLost().of_link(link) if f.level is Level.NOTE]
+    assert "2817 of 2818 objects compiled from C (99.9 %)" in note.message
+    link.native = []
+    [note] = LtoLost().of_link(link)
+    assert "2817 of 2817 objects compiled from C (100.0 %)" in note.message
+
+
+def _module() -> BitcodeInput:
+    [found] = LinkInputs("vmlinux.o", [str(c(ONE, X86, *THIN))]).bitcode
+    return found
 
 
 def test_lto_that_was_asked_for_and_dropped(tmp_path: Path) -> None:
@@ -223,6 +247,9 @@ def test_promoted_names(tmp_path: Path) -> None:
     [found] = of_build("promoted-names", root)
     assert found.level is Level.NOTE
     assert "1 static names have a suffix" in found.message
+    assert "traced: none, FUNCTION_TRACER is off; BPF-attachable: none, BPF_SYSCALL is off" in found.message
+    (root / ".config").write_text("CONFIG_LTO_CLANG_THIN=y\nCONFIG_BPF_SYSCALL=y\n")
+    assert "FUNCTION_TRACER is off; BPF-attachable: 1" in of_build("promoted-names", root)[0].message
     linked(
         root / "vmlinux", objects[0], c("int shared(int x) { return x; }", X86, *THIN), flags=("-e", "_start")
     )

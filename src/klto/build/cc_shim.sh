@@ -25,12 +25,22 @@ case " -o $output " in
 *) exec "$real" "$@" ;;
 esac
 printf '%s\n' "$output" >>"$made"
+# CC_FLAGS_LTO ends with -fvisibility=hidden; one that stands elsewhere is the object's own (x86's purgatory).
+group=
 for argument
 do
 	shift
-	case $argument in
-	-flto | -flto=* | -fsplit-lto-unit | -fvisibility=hidden) continue ;;
+	case $group$argument in
+	-flto | -flto=* | -fsplit-lto-unit | lto-flto | lto-flto=* | lto-fsplit-lto-unit)
+		group=lto
+		continue
+		;;
+	lto-fvisibility=hidden)
+		group=
+		continue
+		;;
 	esac
+	group=
 	set -- "$@" "$argument"
 done
 exec "$real" "$@"

@@ -41,14 +41,14 @@ _FOLDERS = (
 class BuildDir:
     """A build dir of Kbuild.
 
-    :ivar malformed: files that could not be read, found so far.
+    :ivar malformed: files that could not be read, found so far, and why.
     :raises UsageError: when it is none.
     """
 
     def __init__(self, path: Path, with_modules: bool = True) -> None:
         self.path = path
         self.with_modules = with_modules
-        self.malformed: list[MalformedObject] = []
+        self.malformed: dict[str, MalformedObject] = {}
         #: Of exported symbols; made by the first rule that asks.
         self.audit: Audit | None = None
         if not (path / ".config").is_file():
@@ -114,7 +114,7 @@ class BuildDir:
                 yield path
 
     @cached_property
-    def subjects(self) -> list[Subject]:
+    def artifacts(self) -> list[str]:
         """The artifacts and the objects of links apart from vmlinux's, those that are there."""
         paths = [name for name in ("vmlinux.o", "vmlinux") if (self.path / name).is_file()]
         paths += self.modules()
@@ -122,26 +122,33 @@ class BuildDir:
             for place in sorted(self.path.glob(folder)):
                 for name in names:
                     paths += [str(found.relative_to(self.path)) for found in sorted(place.glob(name))]
-        subjects = []
-        for path in dict.fromkeys(paths):
-            subject = self._subject(path)
-            if subject is not None:
-                subjects.append(subject)
-        return subjects
+        return [path for path in dict.fromkeys(paths) if role_of(path) is not Role.OBJECT]
 
-    def subject(self, name: str) -> Subject | None:
-        """The artifact of that name."""
-        return next((subject for subject in self.subjects if subject.name == name), None)
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to check but the configuration."""
+        return not self.artifacts and not (self.path / "vmlinux.a").exists()
 
-    def _subject(self, path: str) -> Subject | None:
+    def subjects(self, role: Role | None = None) -> Iterator[Subject]:
+        """The artifacts, or those of one role, opened one after the other: nothing of them is kept."""
+        for path in self.artifacts:
+            if role in (None, role_of(path)):
+                subject = self.subject(path)
+                if subject is not None:
+                    yield subject
+
+    def subject(self, path: str) -> Subject | None:
+        """The artifact of that name; None when there is none, or it cannot be read."""
+        if path not in self.artifacts:
+            return None
         full = os.path.join(self.path, path)
         try:
-            role = role_of(path)
-            if role is Role.OBJECT or kind_of(full) not in ("elf", "bitcode"):
+            if kind_of(full) not in ("elf", "bitcode"):
                 return None
-            return open_subject(full, path, read_saved(full) if role in NATIVE_PARTS else None)
+            command = read_saved(full) if role_of(path) in NATIVE_PARTS else None
+            return open_subject(full, path, command, self.tree)
         except MalformedObject as error:
-            self.malformed.append(error)
+            self.malformed[path] = error
             return None
 
     @cached_property

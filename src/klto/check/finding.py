@@ -55,6 +55,11 @@ class Finding:
         }
 
 
+def many(count: int, what: str) -> str:
+    """``1 module``, ``2 modules``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Worst first, then as the rules gave them."""
     return sorted(findings, key=lambda finding: ORDER.index(finding.level))

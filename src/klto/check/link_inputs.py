@@ -1,65 +1,65 @@
-"""The inputs of one LTO link, read as far as the rules ask."""
+"""The inputs of one LTO link. Bitcode is read once, for what most rules ask, and not kept."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
+from klto.check.ir_symbols import IrSymbols
 from klto.check.left_out import left_out_of_lto
 from klto.check.saved import SavedCommand, read_saved
 from klto.check.subject import Subject
-from klto.objects import irsymtab
-from klto.objects.archive import Archive, leaves
+from klto.kernel.initcalls import NEEDLE
+from klto.objects.archive import Archive, Member, leaves
+from klto.objects.assembly_scan import WordScan
 from klto.objects.bitcode import Bitcode
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of_bytes
 from klto.objects.object_file import ObjectFile, parse_object
 from klto.objects.source import Buffer, read_whole
 
-#: FB_ bits of a symbol that other objects can refer to, and of one that is defined.
-_GLOBAL, _UNDEFINED, _SPECIFIC = irsymtab.FB_GLOBAL, irsymtab.FB_UNDEFINED, irsymtab.FB_FORMAT_SPECIFIC
-
 
 @dataclass(frozen=True)
 class BitcodeInput:
-    """One bitcode module of a link. ``place``: its number among all inputs, in link order."""
+    """One bitcode module of a link.
+
+    :ivar path: the file that it is; None of an archive's member.
+    :ivar place: its number among all inputs, in link order.
+    :ivar size: bytes of bitcode.
+    :ivar producer: who wrote it.
+    :ivar target: the target triple.
+    :ivar may_include: whether its assembly may read files at the link; False rules it out.
+    :ivar may_have_initcalls: likewise of initcalls.
+    """
 
     name: str
-    data: Buffer
     path: str | None
     place: int
+    size: int
+    producer: str | None
+    target: str
+    may_include: bool
+    may_have_initcalls: bool
+    _content: Buffer | None = field(repr=False)
 
-    @property
-    def size(self) -> int:
-        """Bytes of bitcode."""
-        return len(self.data)
+    def content(self) -> Buffer:
+        """The module; of a file read anew.
 
-    @cached_property
-    def _bitcode(self) -> Bitcode:
-        return Bitcode(self.data, self.name)
+        :raises MalformedObject: when the file cannot be read any more.
+        """
+        if self._content is not None:
+            return self._content
+        assert self.path is not None
+        return read_whole(self.path)
 
     def read(self) -> Bitcode:
-        """Its reader, one for all rules.
+        """A reader of it.
 
         :raises MalformedObject: when it is broken.
         """
-        return self._bitcode
-
-
-@dataclass(frozen=True)
-class SymbolIndex:
-    """Names in the bitcode of a link.
-
-    :ivar defined: global definition to the first module (its place in ``LinkInputs.bitcode``).
-    :ivar local: names of local definitions only, to the first module.
-    :ivar of_asm: names that module-level assembly defines, to the modules that do.
-    """
-
-    defined: dict[str, int]
-    local: dict[str, int]
-    of_asm: dict[str, list[int]]
+        return Bitcode(self.content(), self.name)
 
 
 class LinkInputs:
@@ -68,6 +68,7 @@ class LinkInputs:
     :ivar output: the link's output, as findings name it.
     :ivar words: the linker's arguments; empty when they are not known.
     :ivar lto: thin, full or none; None when it is not known.
+    :ivar symbols: the names in bitcode.
     :ivar unreadable: inputs that could not be read.
     """
 
@@ -87,8 +88,11 @@ class LinkInputs:
         self.left_out = left_out_of_lto(root) if root else frozenset()
         self.bitcode: list[BitcodeInput] = []
         self.native: list[tuple[int, Subject]] = []
+        self.symbols = IrSymbols()
         self.unreadable: list[MalformedObject] = []
         self._place = 0
+        self._includes = WordScan(b"incbin")
+        self._producers: dict[bytes, str | None] = {}
         for path in paths:
             self._add(path)
 
@@ -97,13 +101,21 @@ class LinkInputs:
         try:
             data = read_whole(full)
             if kind_of_bytes(data) in ("archive", "thin-archive"):
-                for member in leaves(Archive(full, data)):
-                    try:
-                        self._object(self._shown(member.path or member.where), member.data(), member.path)
-                    except MalformedObject as error:
-                        self.unreadable.append(error)
+                for member in Archive(full, data).members:
+                    self._member(member)
             else:
                 self._object(self._shown(full), data, full)
+        except MalformedObject as error:
+            self.unreadable.append(error)
+
+    def _member(self, member: Member) -> None:
+        try:
+            data = member.data()
+            if kind_of_bytes(data) in ("archive", "thin-archive"):
+                for leaf in leaves(Archive(member.where, data)):
+                    self._member(leaf)
+            else:
+                self._object(self._shown(member.path or member.where), data, member.path)
         except MalformedObject as error:
             self.unreadable.append(error)
 
@@ -113,44 +125,47 @@ class LinkInputs:
     def _object(self, name: str, data: Buffer, path: str | None) -> None:
         kind = kind_of_bytes(data)
         if kind == "bitcode":
-            self.bitcode.append(BitcodeInput(name, data, path, self._place))
+            self._bitcode(name, data, path)
         elif kind == "elf":
             read = parse_object(data, name)
             command = read_saved(path) if path is not None else None
             self.native.append((self._place, Subject(name, read, command)))
+        elif not len(data):
+            raise MalformedObject(name, None, "is empty")
         self._place += 1
+
+    def _bitcode(self, name: str, data: Buffer, path: str | None) -> None:
+        read = Bitcode(data, name)
+        table = read.symbol_table
+        item = BitcodeInput(
+            name,
+            path,
+            self._place,
+            len(data),
+            self._producer(read),
+            table.target_triple if table is not None else read.modules[0].properties.target_triple,
+            self._includes.may_hold(data),
+            # Without a symbol table names are in places that only a whole reader finds.
+            table is None or NEEDLE in bytes(table.raw()[1]),
+            None if path is not None else data,
+        )
+        if table is not None:
+            self.symbols.add(table, name)
+        else:
+            self.symbols.add_records(read)
+        self.bitcode.append(item)
+
+    def _producer(self, read: Bitcode) -> str | None:
+        """Most modules of a link are by one producer and have the same block that says so."""
+        block = read.modules[0].identification_bytes
+        if block not in self._producers:
+            self._producers[block] = read.producer
+        return self._producers[block]
 
     @cached_property
     def commands(self) -> list[SavedCommand | None]:
         """The saved command of each bitcode input."""
         return [read_saved(item.path) if item.path is not None else None for item in self.bitcode]
-
-    @cached_property
-    def symbols(self) -> SymbolIndex:
-        """The names in bitcode.
-
-        :raises MalformedObject: when a module is broken.
-        """
-        defined: dict[str, int] = {}
-        local: dict[str, int] = {}
-        of_asm: dict[str, list[int]] = {}
-        hidden = _UNDEFINED | _SPECIFIC
-        for number, item in enumerate(self.bitcode):
-            table = item.read().symbol_table
-            if table is None:
-                _of_records(item, number, defined, local)
-                continue
-            names, in_ir, flags = table.columns()
-            for name, ir, flag in zip(names, in_ir, flags, strict=True):
-                if flag & hidden:
-                    continue
-                if flag & _GLOBAL:
-                    defined.setdefault(name, number)
-                else:
-                    local.setdefault(name, number)
-                if not ir and name and not name.startswith(".L"):
-                    of_asm.setdefault(name, []).append(number)
-        return SymbolIndex(defined, {name: n for name, n in local.items() if name not in defined}, of_asm)
 
     def module_of(self, name: str) -> int | None:
         """The bitcode module that defines a name, global or local; its place in ``bitcode``."""
@@ -171,12 +186,10 @@ class LinkInputs:
         """Undefined name of the native inputs to the first one's name."""
         found: dict[str, str] = {}
         for _, subject in self.native:
-            tables = subject.tables
-            if tables is None or tables.elf.symtab is None:
-                continue
-            for index in range(1, len(tables.symbol_names)):
-                if tables.elf.symtab.table["st_shndx"][index] == 0 and tables.symbol_names[index]:
-                    found.setdefault(tables.symbol_names[index], subject.name)
+            symtab = subject.elf.symtab if subject.elf is not None else None
+            if symtab is not None:
+                for name in filter(None, symtab.name_column.at((symtab.table["st_shndx"] == 0).nonzero()[0])):
+                    found.setdefault(name, subject.name)
         return found
 
 
@@ -184,15 +197,5 @@ def _globals_of(read: ObjectFile) -> list[str]:
     symtab = read.elf.symtab if read.elf is not None else None
     if symtab is None:
         return []
-    names = symtab.names
     shown = ((symtab.table["st_info"] >> 4) != 0) & (symtab.table["st_shndx"] != 0)
-    return [names[index] for index in shown.nonzero()[0].tolist()]
-
-
-def _of_records(item: BitcodeInput, number: int, defined: dict[str, int], local: dict[str, int]) -> None:
-    for symbol in item.read().symbols():
-        if symbol.defined and not symbol.format_specific:
-            if symbol.is_global:
-                defined.setdefault(symbol.name, number)
-            else:
-                local.setdefault(symbol.name, number)
+    return symtab.name_column.at(shown.nonzero()[0])

@@ -89,7 +89,7 @@ def rejoin(source: Path, output: Path, linker: Path, entry: str | None = None) -
                 f"{source}: the linker refused: {error.message}", details=error.details
             ) from error
         result = _read(made)
-        problems = prove(elf, result, plan, symbol)
+        problems = list(dict.fromkeys(prove(elf, result, plan, symbol)))
         if problems:
             raise CannotRejoin(
                 f"{source}: the merged object is not the same: {problems[0]}",
@@ -124,12 +124,15 @@ def _read(path: Path) -> Elf:
     data = read_whole(path)
     kind = kind_of_bytes(data)
     if kind != "elf":
-        raise UsageError(
-            f"{path}: expected a relocatable ELF object, found {kind}", "link it first: ld.lld -r"
-        )
+        hint = "link it first: ld.lld -r" if kind == "bitcode" else "give the output of ld -r, or one .o file"
+        what = "something else" if kind == "other" else kind
+        raise UsageError(f"{path}: expected a relocatable ELF object, found {what}", hint)
     elf = Elf(data, str(path))
     if elf.header.e_type != _ET_REL:
-        raise UsageError(f"{path}: expected a relocatable object (ET_REL), found e_type {elf.header.e_type}")
+        raise UsageError(
+            f"{path}: expected a relocatable object (ET_REL), found e_type {elf.header.e_type}",
+            "what is linked has its sections merged, and no relocations to prove it by",
+        )
     return elf
 
 

@@ -27,6 +27,7 @@ class Rule:
     :cvar why: why LTO causes it.
     :cvar remedies: what to do, best first.
     :cvar references: upstream's commits, threads and files.
+    :cvar asks_link: whether ``of_build`` looks at the build's link; where there are two processes, one reads that.
     """
 
     slug: ClassVar[str]
@@ -35,6 +36,7 @@ class Rule:
     why: ClassVar[str]
     remedies: ClassVar[tuple[str, ...]]
     references: ClassVar[tuple[str, ...]]
+    asks_link: ClassVar[bool] = False
 
     def of_object(self, subject: Subject) -> Iterable[Finding]:
         """Findings in one object: ELF or bitcode, an input of a link or its result."""

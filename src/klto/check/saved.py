@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from functools import cached_property
-from typing import IO
 
 _FIRST = re.compile(r"^(?:saved)?cmd_(\S+) := (.*)$")
 _SOURCE = re.compile(r"^source_\S+ := (\S+)$", re.MULTILINE)
@@ -18,6 +17,7 @@ class SavedCommand:
 
     :ivar target: what it makes, relative to the build dir.
     :ivar command: the whole recipe, its steps joined by ``;``.
+    :ivar text: what stands behind it in the file.
     """
 
     __slots__ = ("__dict__", "command", "target", "text")
@@ -35,7 +35,12 @@ class SavedCommand:
     @cached_property
     def compile(self) -> str:
         """The step that compiles or assembles, "" when there is none."""
-        return self.steps[0] if self.steps and " -c " in self.steps[0] else ""
+        # As steps[0], which splits all of a long line.
+        ends = [at for at in (self.command.find(";"), self.command.find("&&")) if at >= 0]
+        first = self.command[: min(ends, default=None)].strip()
+        if not first and self.steps:
+            first = self.steps[0]
+        return first if " -c " in first else ""
 
     @cached_property
     def words(self) -> list[str]:
@@ -71,28 +76,37 @@ class SavedCommand:
 
 def parse_saved(text: str) -> SavedCommand | None:
     """The content of a ``.cmd`` file; None when it has no saved command (a rule file, or torn by a kill)."""
-    first, _, _ = text.partition("\n")
+    first, _, rest = text.partition("\n")
     found = _FIRST.match(first)
-    return SavedCommand(found[1], found[2], text) if found else None
+    return SavedCommand(found[1], found[2], rest) if found else None
 
 
 def read_saved(path: str) -> SavedCommand | None:
     """The command saved beside the file at ``path``; None without one."""
     folder, name = os.path.split(path)
     try:
-        with open(os.path.join(folder, f".{name}.cmd"), encoding="utf-8", errors="surrogateescape") as stream:
-            return parse_saved(_head(stream))
+        fd = os.open(f"{folder}/.{name}.cmd" if folder else f".{name}.cmd", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = _head(fd)
+        finally:
+            os.close(fd)
     except OSError:
         return None
+    return parse_saved(head.decode("utf-8", "surrogateescape"))
 
 
-#: Characters: a kernel's compiler command takes 5,000, and with its dependencies the file 100,000.
-_HEAD = 16_384
+#: Bytes: a kernel's compiler command takes 5,000, and with its dependencies the file 100,000.
+_HEAD = 8192
 
 
-def _head(stream: IO[str]) -> str:
-    """The command and the lines right after it; not the dependencies, which are most of the file."""
-    text = stream.read(_HEAD)
-    while "\n\n" not in text and (more := stream.read(_HEAD)):
+def _head(fd: int) -> bytes:
+    """The command and the source's line after it; not the dependencies, which are most of the file."""
+    text = b""
+    while more := os.read(fd, _HEAD):
         text += more
+        # fixdep writes "savedcmd_...", "source_...", "deps_..." with empty lines between (scripts/basic/fixdep.c).
+        first = text.find(b"\n\n")
+        second = text.find(b"\n\n", first + 2) if first >= 0 else -1
+        if second >= 0:
+            return text[:second]
     return text

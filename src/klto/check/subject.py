@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +28,22 @@ class Subject:
     :ivar name: how findings name it.
     :ivar role: what it is for.
     :ivar command: what Kbuild saved about how it was made, None when that is not known.
+    :ivar tree: the kernel tree that it was made from, None when that is not known.
     """
 
     def __init__(
-        self, name: str, read: ObjectFile, command: SavedCommand | None = None, role: Role | None = None
+        self,
+        name: str,
+        read: ObjectFile,
+        command: SavedCommand | None = None,
+        role: Role | None = None,
+        tree: Path | None = None,
     ) -> None:
         self.name = name
         self.object = read
         self.command = command
         self.role = role_of(name) if role is None else role
+        self.tree = tree
 
     @property
     def elf(self) -> Elf | None:
@@ -47,18 +55,26 @@ class Subject:
         """The ELF file's tables, None of bitcode."""
         return Tables(self.object.elf) if self.object.elf is not None else None
 
+    def close(self) -> None:
+        """Forget its tables: what comes next may be as large."""
+        vars(self).pop("tables", None)
+        if self.object.elf is not None:
+            self.object.elf.close()
+
     @property
     def source(self) -> str | None:
         """The source file it was made from, where its saved command says so."""
         return self.command.source if self.command is not None else None
 
 
-def open_subject(path: str, name: str | None = None, command: SavedCommand | None = None) -> Subject:
+def open_subject(
+    path: str, name: str | None = None, command: SavedCommand | None = None, tree: Path | None = None
+) -> Subject:
     """Read a file.
 
     :raises MalformedObject: when it cannot be read.
     """
-    return Subject(name or path, parse_object(read_whole(path), name or path), command)
+    return Subject(name or path, parse_object(read_whole(path), name or path), command, tree=tree)
 
 
 class Tables:
@@ -77,6 +93,10 @@ class Tables:
         """Section names."""
         return self.elf.section_names
 
+    def named(self, *prefixes: str) -> Mask:
+        """Which sections' names begin with one of these: without a string for each, as :attr:`names` has."""
+        return self.elf.section_name_column.starting(*prefixes)
+
     @cached_property
     def symbol_names(self) -> list[str]:
         """Symbol names; none in a stripped file."""
@@ -90,8 +110,18 @@ class Tables:
 
     @cached_property
     def relocations(self) -> Relocations:
-        """All relocations."""
-        return RelocationReader(self.elf).all
+        """All relocations.
+
+        :raises MalformedObject: when they are broken, or apply to a section that there is not.
+        """
+        found = RelocationReader(self.elf).all
+        wrong = np.flatnonzero(found.section >= len(self.flags))
+        if len(wrong):
+            table, section = int(found.table[wrong[0]]), int(found.section[wrong[0]])
+            raise self.elf.malformed_section(
+                table, f"section {table} relocates section {section}, there is none"
+            )
+        return found
 
     @cached_property
     def types(self) -> npt.NDArray[np.uint32]:
@@ -101,9 +131,7 @@ class Tables:
     @cached_property
     def in_memory(self) -> Mask:
         """Whether each relocation applies to a section that is loaded."""
-        section = self.relocations.section
-        inside = section < len(self.allocated)
-        return inside & self.allocated[np.where(inside, section, 0)]
+        return self.allocated[self.relocations.section]
 
     def of_types(self, *names: str) -> Indexes:
         """Indexes of the loaded sections' relocations of these types (full names)."""
@@ -119,25 +147,24 @@ class Tables:
             for number, times in zip(types, count, strict=True)
         }
 
-    @cached_property
-    def target_section(self) -> Indexes:
-        """Section of each relocation's symbol; 0 undefined or none."""
-        symbols = self.relocations.entries["r_sym"]
+    def target_section(self, indexes: Indexes) -> Indexes:
+        """Section of the symbols of some relocations; 0 undefined or none."""
+        symbols = self.relocations.entries["r_sym"][indexes]
         known = symbols < len(self.symbol_section)
         if not len(self.symbol_section):
             return np.zeros(len(symbols), np.int64)
         return np.where(known, self.symbol_section[np.where(known, symbols, 0)], 0)
 
-    @cached_property
-    def target_value(self) -> npt.NDArray[np.int64]:
-        """Value of each relocation's symbol plus its addend: bytes from its section's start, in an ET_REL file."""
+    def target_value(self, indexes: Indexes) -> npt.NDArray[np.int64]:
+        """Value of their symbols plus their addends: bytes from the symbol's section's start, in an ET_REL file."""
         entries = self.relocations.entries
+        symbols, addends = entries["r_sym"][indexes], entries["r_addend"][indexes]
         symtab = self.elf.symtab
         if symtab is None:
-            return np.array(entries["r_addend"], np.int64)
+            return np.array(addends, np.int64)
         values: npt.NDArray[np.int64] = symtab.table["st_value"].view(np.int64)
-        known = entries["r_sym"] < len(values)
-        found: npt.NDArray[np.int64] = values[np.where(known, entries["r_sym"], 0)] + entries["r_addend"]
+        known = symbols < len(values)
+        found: npt.NDArray[np.int64] = values[np.where(known, symbols, 0)] + addends
         return found
 
     def relocation(self, index: int) -> tuple[str, str, int]:
@@ -146,22 +173,30 @@ class Tables:
         section = int(self.relocations.section[index])
         return (
             relocation_name(self.machine, int(entry["r_type"])),
-            self.names[section],
+            self.elf.section_name_column[section],
             int(entry["r_offset"]),
         )
+
+    def target(self, index: int) -> tuple[int, int]:
+        """Section and value, as above, of one relocation's symbol."""
+        one = np.array([index])
+        return int(self.target_section(one)[0]), int(self.target_value(one)[0])
 
     def target_name(self, index: int) -> str:
         """The symbol of a relocation, as code calls it: for a section symbol what is at its place."""
         symbol = int(self.relocations.entries["r_sym"][index])
-        if symbol >= len(self.symbol_names):
+        symtab = self.elf.symtab
+        if symtab is None or symbol >= len(symtab):
             return "nothing"
-        name = self.symbol_names[symbol]
-        kind = int(self.elf.symtab.table["st_info"][symbol]) & 15 if self.elf.symtab is not None else 0
+        name = symtab.name_column[symbol]
+        kind = int(symtab.table["st_info"][symbol]) & 15
         if kind != STT_SECTION and name:
             return name
-        section, value = int(self.target_section[index]), int(self.target_value[index])
+        section, value = self.target(index)
         at = self.symbol_at(section, value)
-        return at or (f"{self.names[section]}+{value:#x}" if section > 0 else "nothing")
+        if at is None and section > 0:
+            return f"{self.elf.section_name_column[section]}+{value:#x}"
+        return at or "nothing"
 
     def symbol_at(self, section: int, offset: int) -> str | None:
         """The function or object that an offset of a section is in; None when no symbol begins before it.
@@ -183,7 +218,8 @@ class Tables:
         values = symtab.table["st_value"][inside]
         nearest = inside[values == values.max()]
         # Of several at one place the function or object, not a label such as "$d" (aaelf64, mapping symbols).
-        proper = [i for i in nearest.tolist() if not self.symbol_names[i].startswith(("$", ".L"))]
+        column = symtab.name_column
+        proper = [i for i in nearest.tolist() if not column[i].startswith(("$", ".L"))]
         sized = [i for i in proper if int(symtab.table["st_size"][i])]
         chosen = (sized or proper or nearest.tolist())[0]
-        return self.symbol_names[chosen] or None
+        return column[chosen] or None

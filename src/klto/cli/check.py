@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
     for path in builds:
         from klto.check.build_dir import BuildDir
 
-        found += check_build(BuildDir(path.absolute()), rules)
+        build = BuildDir(path.absolute())
+        if build.is_empty and not args.quiet:
+            print(f"klto: nothing is built in {path}: only its configuration is checked", file=sys.stderr)
+        found += check_build(build, rules, aside=len(os.sched_getaffinity(0)) > 1)
     found = in_order(found)
     _write(_shown(found, rules, args), args.output)
     return FindingsError.exit_status if fails(found, args.fail_on) else 0
@@ -119,11 +123,12 @@ def named(name: str) -> Rule:
 
 def _shown(found: Sequence[Finding], rules: Sequence[Rule], args: argparse.Namespace) -> str:
     from klto.report.findings import as_json, as_text
-    from klto.report.sarif import as_sarif
 
     if args.format == "json":
         return as_json(found)
     if args.format == "sarif":
+        from klto.report.sarif import as_sarif
+
         return as_sarif(found, rules)
     return as_text(found, notes=not args.quiet, verbose=args.verbose)
 

@@ -46,28 +46,42 @@ class Entry:
 class _Image:
     """Addresses, symbols and bytes of a linked ELF file."""
 
-    def __init__(self, path: Path) -> None:
-        self.elf = Elf(read_whole(path), str(path))
-        table = self.elf.symtab
+    def __init__(self, elf: Elf) -> None:
+        self.elf = elf
+        table = elf.symtab
         if table is None:
             raise UsageError(
-                f"{path}: has no symbol table", "give vmlinux, not a stripped copy or a boot image"
+                f"{elf.where}: has no symbol table", "give vmlinux, not a stripped copy or a boot image"
             )
-        self.names = table.names
+        self.names = table.name_column
         self.values = table.table["st_value"]
         self.defined = table.section != 0
-        self.address = {name: int(self.values[i]) for name, i in table.by_name.items() if self.defined[i]}
-        sections = self.elf.sections
+        self._order = np.argsort(self.values, kind="stable")
+        self._sorted = self.values[self._order]
+        sections = elf.sections
         self.mapped = sections[(sections["sh_addr"] > 0) & (sections["sh_type"] != SHT_NOBITS)]
+
+    def address(self, name: str) -> int | None:
+        """The address of a symbol; of several a global one's."""
+        found = np.flatnonzero(self.names.equal(name) & self.defined)
+        if not len(found):
+            return None
+        table = self.elf.symtab
+        assert table is not None
+        shown = found[table.table["st_info"][found] >> 4 != 0]
+        return int(self.values[shown[-1] if len(shown) else found[0]])
 
     def initcalls(self) -> dict[int, str]:
         """Addresses of the entries to their symbols; two objects may have symbols of one name."""
-        numbers = [i for i, name in enumerate(self.names) if name.startswith(_PREFIX) and split_name(name)]
-        return {int(self.values[i]): self.names[i] for i in numbers if self.defined[i]}
+        numbers = np.flatnonzero(self.names.starting(_PREFIX) & self.defined)
+        named = zip(self.values[numbers].tolist(), self.names.at(numbers), strict=True)
+        return {address: name for address, name in named if split_name(name)}
 
     def at(self, address: int) -> list[str]:
         """Names of the symbols at an address."""
-        return [self.names[i] for i in np.flatnonzero((self.values == address) & self.defined).tolist()]
+        first = np.searchsorted(self._sorted, address, "left")
+        after = np.searchsorted(self._sorted, address, "right")
+        return [self.names[i] for i in self._order[first:after].tolist() if self.defined[i]]
 
     def offset(self, address: int, size: int) -> int:
         """Where in the file the ``size`` bytes at an address are.
@@ -98,13 +112,18 @@ def read_tables(vmlinux: Path) -> list[Entry]:
     :raises MalformedObject: when vmlinux is broken, or a table has a place without an initcall's symbol.
     :raises UsageError: when it has no initcall tables or no symbols.
     """
-    image = _Image(vmlinux)
+    return tables_of(Elf(read_whole(vmlinux), str(vmlinux)))
+
+
+def tables_of(elf: Elf) -> list[Entry]:
+    """As :func:`read_tables`, of a file that is open."""
+    image = _Image(elf)
     labels = image.initcalls()
     found: list[Entry] = []
     for first, last in _TABLES:
-        if first not in image.address or last not in image.address:
-            raise UsageError(f"{vmlinux}: has no symbol {first} or {last}", "give vmlinux as it is linked")
-        begin, end = image.address[first], image.address[last]
+        begin, end = image.address(first), image.address(last)
+        if begin is None or end is None:
+            raise UsageError(f"{elf.where}: has no symbol {first} or {last}", "give vmlinux as it is linked")
         count = sum(begin <= address < end for address in labels)
         size = _POINTER if count * _POINTER == end - begin else _DISTANCE
         for address in range(begin, end, size):

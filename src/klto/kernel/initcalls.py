@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from klto.objects.source import Buffer
 
 #: __initcall_name in include/linux/init.h: __initcall__<module>__<counter>_<line>_<function><level>.
-_NEEDLE = b"__initcall__"
-_PREFIX = _NEEDLE.decode()
+NEEDLE = b"__initcall__"
+_PREFIX = NEEDLE.decode()
 #: Levels as the script's expression has them, each with or without "s" behind.
 _NAMED_LEVELS = ("early", "rootfs", "con")
 #: The levels in the order in which a kernel runs them: console_init comes before the others
@@ -71,14 +71,19 @@ def read_initcalls(paths: Sequence[str]) -> list[Initcall]:
     :raises NoInitcalls: when there are none.
     :raises UsageError: for a symbol that looks like an initcall's but has no level.
     """
-    found: list[Initcall] = []
-    for path in paths:
-        for where, data in _objects(path):
-            named = _symbols(where, data)
-            if named:
-                found += _of_object(where, named)
+    found = initcalls_of(item for path in paths for item in _objects(path))
     if not found:
         raise NoInitcalls(*_why_none(paths))
+    return found
+
+
+def initcalls_of(objects: Iterable[tuple[str, Buffer]]) -> list[Initcall]:
+    """As :func:`read_initcalls`, of objects given by name and content; none when they have none."""
+    found: list[Initcall] = []
+    for where, data in objects:
+        named = _symbols(where, data)
+        if named:
+            found += _of_object(where, named)
     return found
 
 
@@ -97,7 +102,7 @@ def _symbols(where: str, data: Buffer) -> list[tuple[str, str]]:
     if kind == "bitcode":
         return _symbols_of_bitcode(where, data)
     if kind == "elf":
-        return [(letter, name) for letter, name, _ in ElfSymbols(data, where).matching(_NEEDLE)]
+        return [(letter, name) for letter, name, _ in ElfSymbols(data, where).matching(NEEDLE)]
     return []
 
 
@@ -112,7 +117,7 @@ def _symbols_of_bitcode(where: str, data: Buffer) -> list[tuple[str, str]]:
     if len(symtabs) != 1 or strtab is None or symtabs[0][2] > strtab[2]:
         return _symbols_by_the_book(where, data)
     # All names of the symbol table lie here, and most modules have no initcall.
-    if bytes(raw[strtab[2] : strtab[3]]).find(_NEEDLE) < 0:
+    if bytes(raw[strtab[2] : strtab[3]]).find(NEEDLE) < 0:
         return []
     symbols = irsymtab.blob_of(raw, *symtabs[0][1:], where, base)
     names = irsymtab.blob_of(raw, *strtab[1:], where, base)
@@ -120,7 +125,7 @@ def _symbols_of_bitcode(where: str, data: Buffer) -> list[tuple[str, str]]:
         table = irsymtab.SymbolTable(symbols, names, where, base + symtabs[0][2])
     except irsymtab.UnknownSymbolTable:
         return _symbols_by_the_book(where, data)
-    return [(letter_of_ir(flags), name) for name, flags in table.named(_NEEDLE)]
+    return [(letter_of_ir(flags), name) for name, flags in table.named(NEEDLE)]
 
 
 def _symbols_by_the_book(where: str, data: Buffer) -> list[tuple[str, str]]:

@@ -111,10 +111,10 @@ def _offered(build_dir: Path, conf: AutoConf, modules: list[KernelModule]) -> It
     for path in (build_dir / "vmlinux.o", *(module.path.with_suffix(".o") for module in modules)):
         if path.is_file() and kind_of(path) == "elf":
             table = Elf(read_whole(path), str(path)).symtab
-            names = table.names if table is not None else []
-            yield from (
-                name.removeprefix(_EXPORT_PREFIX) for name in names if name.startswith(_EXPORT_PREFIX)
-            )
+            if table is not None:
+                column = table.name_column
+                for name in column.at(np.flatnonzero(column.starting(_EXPORT_PREFIX))):
+                    yield name.removeprefix(_EXPORT_PREFIX)
 
 
 class _Defined:

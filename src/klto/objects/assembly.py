@@ -145,11 +145,17 @@ def may_hold(data: bytes | memoryview, word: bytes) -> bool:
     return any(needle in raw for needle in _needles(word))
 
 
-@cache
-def _needles(word: bytes) -> tuple[bytes, ...]:
+def written_bits(word: bytes) -> int:
+    """The bits of ``word`` as :func:`may_hold` describes them, the first one lowest; 12 a character."""
     bits = 0
     for place, character in enumerate(word):
         bits |= (character & 31 | 32 | character >> 5 << 6) << (12 * place)
+    return bits
+
+
+@cache
+def _needles(word: bytes) -> tuple[bytes, ...]:
+    bits = written_bits(word)
     found = []
     for offset in range(8):
         skipped = -offset % 8

@@ -108,6 +108,12 @@ class Module:
         return producer, epoch
 
     @property
+    def identification_bytes(self) -> bytes:
+        """The block that :attr:`identification` reads, with its two words before it; b"" without one."""
+        block = self._identification
+        return bytes(self._stream.data[block.begin // 8 - 8 : block.end // 8]) if block is not None else b""
+
+    @property
     def producer(self) -> str | None:
         """Who wrote it."""
         return self.identification[0]

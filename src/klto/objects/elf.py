@@ -25,6 +25,7 @@ from klto.objects.elf_header import (
     SYM_SIZE,
     Header,
 )
+from klto.objects.elf_names import NameColumn
 from klto.objects.errors import MalformedObject
 from klto.objects.source import Buffer
 
@@ -164,6 +165,12 @@ class SymbolTable:
         return self._elf.strings(link, self.table["st_name"])
 
     @cached_property
+    def name_column(self) -> NameColumn:
+        """The same, to be searched without a string for each."""
+        link = int(self._elf.sections["sh_link"][self.index])
+        return self._elf.name_column(link, self.table["st_name"])
+
+    @cached_property
     def by_name(self) -> dict[str, int]:
         """Name to index; of several symbols of one name a global one, else the first."""
         binding = self.table["st_info"] >> 4
@@ -184,6 +191,10 @@ class Elf:
         self.data = data
         self.where = where
         self.header = Header(data, where)
+
+    def close(self) -> None:
+        """Forget all that was read, and the file with it: tables know their file, so that nothing else would soon."""
+        vars(self).clear()
 
     def malformed(self, offset: int, problem: str) -> MalformedObject:
         """The error for a problem at a byte of this file."""
@@ -228,6 +239,13 @@ class Elf:
         if self.header.e_shstrndx == SHN_UNDEF:
             return [""] * len(self.sections)
         return self.strings(self.header.e_shstrndx, self.sections["sh_name"])
+
+    @cached_property
+    def section_name_column(self) -> NameColumn:
+        """The same, to be searched without a string for each."""
+        if self.header.e_shstrndx == SHN_UNDEF:
+            return NameColumn(b"\0", np.zeros(len(self.sections), np.uint32))
+        return self.name_column(self.header.e_shstrndx, self.sections["sh_name"])
 
     def content(self, index: int) -> memoryview:
         """A section's bytes in the file, as they are: compressed ones stay compressed; none of SHT_NOBITS.
@@ -291,6 +309,20 @@ class Elf:
         pairs = zip(unique.tolist(), ends.tolist(), strict=True)
         found = [table[begin:end].decode("utf-8", "surrogateescape") for begin, end in pairs]
         return [found[i] for i in inverse.tolist()]
+
+    def name_column(self, index: int, offsets: npt.NDArray[Any]) -> NameColumn:
+        """As :meth:`strings`, without making them.
+
+        :raises MalformedObject: for an offset outside of the table, or a string without end.
+        """
+        table = self.content(index)
+        if len(offsets) and b"\0" not in bytes(table[int(offsets.max()) :]):
+            if int(offsets.max()) == 0 and not len(table):
+                return NameColumn(b"\0", offsets)
+            raise self.malformed_section(
+                index, f"expected a string that ends at {offsets.max()} of section {index}, found none"
+            )
+        return NameColumn(table, offsets)
 
     @cached_property
     def symbol_tables(self) -> list[SymbolTable]:

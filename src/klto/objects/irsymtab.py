@@ -201,6 +201,10 @@ class SymbolTable:
     def __len__(self) -> int:
         return len(self._symbols) // _SYMBOL.size
 
+    def raw(self) -> tuple[memoryview, Buffer]:
+        """The symbols as they stand in the file (storage::Symbol, little endian), and the bytes of their names."""
+        return self._symbols, self._strtab
+
     def columns(self) -> tuple[list[str], array[int], array[int]]:
         """Of each symbol its name, its IR name's size (0: it comes from assembly, or has none), and its flags.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from klto.check.finding import Finding, Level, counts
+from klto.check.finding import Finding, Level, counts, many
 
 SCHEMA = "klto/check/1"
 
@@ -45,7 +45,7 @@ def _place(finding: Finding) -> str:
 def summary_line(findings: Sequence[Finding]) -> str:
     """``1 error, 0 warnings, 2 notes``."""
     number = counts(findings)
-    return ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in number.items())
+    return ", ".join(many(count, level) for level, count in number.items())
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -114,7 +114,9 @@ class AbsoluteAddress(Rule):
         elif subject.role is Role.VMLINUX_O and tables.machine == _X86_64:
             yield from self._head_tables(subject, tables)
         elif (
-            subject.role is not Role.VMLINUX_O and tables.machine == _AARCH64 and ".hyp.text" in tables.names
+            subject.role is not Role.VMLINUX_O
+            and tables.machine == _AARCH64
+            and tables.named(".hyp.text\0").any()
         ) and subject.role is not Role.HYP_NVHE_PART:
             yield from self._into_hyp_text(subject, tables)
         forbidden = _FORBIDDEN.get((subject.role, tables.machine))
@@ -124,7 +126,7 @@ class AbsoluteAddress(Rule):
     def _forbidden(self, subject: Subject, tables: Tables, forbidden: Forbidden) -> Iterator[Finding]:
         indexes = tables.of_types(*forbidden.types)
         sections = tables.relocations.section[indexes]
-        keep = np.array([not name.startswith(_EXEMPT) for name in tables.names], bool)
+        keep = ~tables.named(*_EXEMPT)
         if not forbidden.in_code:
             keep &= ~tables.executable
         yield from self._shown(subject, tables, indexes[keep[sections]], forbidden.by)
@@ -137,9 +139,9 @@ class AbsoluteAddress(Rule):
         listed_in = names.index(".hyp.reloc")
         entries = tables.relocations
         listed = np.flatnonzero((entries.section == listed_in) & tables.in_memory)
-        places = _places(tables.target_section[listed], tables.target_value[listed])
+        places = _places(tables.target_section(listed), tables.target_value(listed))
         indexes = tables.of_types("R_AARCH64_ABS64")
-        hyp = np.array([name.startswith(".hyp") for name in names], bool)
+        hyp = tables.named(".hyp")
         indexes = indexes[hyp[entries.section[indexes]]]
         offsets = entries.entries["r_offset"][indexes].view(np.int64)
         here = _places(entries.section[indexes].astype(np.int64), offsets)
@@ -151,9 +153,9 @@ class AbsoluteAddress(Rule):
     def _into_hyp_text(self, subject: Subject, tables: Tables) -> Iterator[Finding]:
         """Before nVHE was linked on its own (5.8 and earlier) both hypervisors' code was in .hyp.text."""
         indexes = tables.of_types("R_AARCH64_ABS64")
-        hyp = np.array([name == ".hyp.text" for name in tables.names], bool)
-        data = np.array([name.startswith(".rodata") or name == ".hyp.text" for name in tables.names], bool)
-        target = tables.target_section[indexes]
+        hyp = tables.named(".hyp.text\0")
+        data = tables.named(".rodata", ".hyp.text\0")
+        target = tables.target_section(indexes)
         chosen = hyp[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
             subject,
@@ -166,9 +168,9 @@ class AbsoluteAddress(Rule):
         """x86: .head.text runs from an identity mapping. Its own 32S relocations are differences from _text, made
         so by hand (arch/x86/kernel/head64.c, head_64.S); tables of addresses into it never are."""
         indexes = tables.of_types("R_X86_64_64")
-        head = np.array([name == ".head.text" for name in tables.names], bool)
-        data = np.array([name.startswith((".rodata", ".data.rel.ro")) for name in tables.names], bool)
-        target = tables.target_section[indexes]
+        head = tables.named(".head.text\0")
+        data = tables.named(".rodata", ".data.rel.ro")
+        target = tables.target_section(indexes)
         chosen = head[np.maximum(target, 0)] & (target > 0) & data[tables.relocations.section[indexes]]
         yield from self._shown(
             subject,
@@ -180,7 +182,7 @@ class AbsoluteAddress(Rule):
     def _shown(self, subject: Subject, tables: Tables, indexes: Indexes, by: str) -> Iterator[Finding]:
         """One finding for each section that holds such places, with the table and what it points to."""
         sections = tables.relocations.section[indexes]
-        for section in np.unique(sections).tolist():
+        for section in sorted(set(sections.tolist())):
             mine = indexes[sections == section]
             kind, name, offset = tables.relocation(int(mine[0]))
             targets = list(dict.fromkeys(_target(tables, int(i)) for i in mine[:_MOST]))
@@ -210,7 +212,7 @@ def _places(section: npt.NDArray[np.int64], offset: npt.NDArray[np.int64]) -> np
 
 
 def _target(tables: Tables, index: int) -> str:
-    section, value = int(tables.target_section[index]), int(tables.target_value[index])
+    section, value = tables.target(index)
     at = tables.symbol_at(section, value)
     return f"{at}" if at else tables.target_name(index)
 
@@ -219,12 +221,12 @@ def _user(tables: Tables, section: int, offset: int) -> str | None:
     """A function whose code refers to the table at a place of a data section, nearest before it."""
     if tables.executable[section]:
         return None
-    code = tables.executable[tables.relocations.section] & (tables.target_section == section)
-    indexes = np.flatnonzero(code)
-    before = indexes[np.abs(tables.target_value[indexes] - offset) <= _TABLE_NEAR]
+    indexes = np.flatnonzero(tables.executable[tables.relocations.section])
+    indexes = indexes[tables.target_section(indexes) == section]
+    before = indexes[np.abs(tables.target_value(indexes) - offset) <= _TABLE_NEAR]
     if not len(before):
         return None
-    nearest = before[np.argmin(np.abs(tables.target_value[before] - offset))]
+    nearest = before[np.argmin(np.abs(tables.target_value(before) - offset))]
     place = int(tables.relocations.entries["r_offset"][nearest])
     return tables.symbol_at(int(tables.relocations.section[nearest]), place)
 

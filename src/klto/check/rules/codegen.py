@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
-from klto.check.finding import Finding, Level
+from klto.check.finding import Finding, Level, many
 from klto.check.link_inputs import LinkInputs
 from klto.check.rule import Rule
 from klto.objects.module_flags import MUST_AGREE, ModuleFlag, module_flags
@@ -134,7 +135,7 @@ class LostCodegenOption(Rule):
     def _of_option(self, name: str, option: str, count: int, missing: str, level: Level) -> Finding:
         return self.finding(
             name,
-            f"{option} was given to clang for {count} modules, but is lost: no {missing}",
+            f"{option} was given to clang for {many(count, 'module')}, but is lost: no {missing}",
             level,
             seen=option,
             allowed=missing,
@@ -162,28 +163,29 @@ class LostCodegenOption(Rule):
             count = sum(sizes[o] for o in others)
             yield self.finding(
                 firsts[others[0]],
-                f"module flag '{name}' is {read[others[0]][name].value} in {count} modules "
+                f"module flag '{name}' is {read[others[0]][name].value} in {many(count, 'module')} "
                 f"({', '.join(firsts[o] for o in others[:3])}) and {usual} in {votes[usual]}: the link refuses that",
                 symbol=name,
                 seen=str(read[others[0]][name].value),
                 allowed=str(usual),
+                remedies=self.remedies[1:],
             )
 
     def _targets(self, link: LinkInputs, groups: Mapping[tuple[str, ...], list[int]]) -> Iterator[Finding]:
         """Triples and features: other triples are other code, other features keep functions from being inlined."""
         triples: dict[str, list[str]] = defaultdict(list)
         for item in link.bitcode:
-            table = item.read().symbol_table
-            triples[table.target_triple if table is not None else "unknown"].append(item.name)
+            triples[item.target].append(item.name)
         if len(triples) > 1:
             usual = max(triples, key=lambda triple: len(triples[triple]))
             for triple, names in triples.items():
                 if triple != usual:
                     yield self.finding(
                         names[0],
-                        f"{len(names)} modules are for {triple}, {len(triples[usual])} for {usual}",
+                        f"{many(len(names), 'module')} for {triple}, {len(triples[usual])} for {usual}",
                         seen=triple,
                         allowed=usual,
+                        remedies=("take the objects of the other target out: they are not of this build",),
                     )
         features: Counter[tuple[str, ...]] = Counter()
         shown: dict[tuple[str, ...], str] = {}
@@ -197,27 +199,39 @@ class LostCodegenOption(Rule):
             if kept != usual_features:
                 yield self.finding(
                     shown[kept],
-                    f"{count} modules are compiled for {' '.join(kept) or 'the default'}, {features[usual_features]} "
-                    f"for {' '.join(usual_features) or 'the default'}: functions are not inlined between them",
+                    f"{many(count, 'module')} compiled for {' '.join(kept) or 'the default'}, "
+                    f"{features[usual_features]} for {' '.join(usual_features) or 'the default'}: functions are not "
+                    "inlined between them",
                     Level.NOTE,
                     seen=" ".join(kept),
                     allowed=" ".join(usual_features),
                 )
 
 
-#: One search over a whole command: a look at each of its hundred words would take longer than all the rest.
+#: One search over a whole command: a look at each of its hundred words would take longer than all the rest. Every
+#: option is a word of its own behind the compiler.
 _RELEVANT = re.compile(
-    r"(?<!\S)(?:(-mllvm) +(\S+)|({carried})(\S*)|({back_end})(?!\S))".format(
+    r" (?:(-mllvm) +(\S+)|({carried})(\S*)|({back_end})(?!\S))".format(
         carried="|".join(map(re.escape, sorted((*_CARRIED, *_FEATURES), key=len, reverse=True))),
         back_end="|".join(map(re.escape, _BACK_END)),
     )
 )
 
 
+@lru_cache(maxsize=64)
+def _found(flags: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(_RELEVANT.findall(flags))
+
+
 def _options(command: str) -> tuple[str, ...]:
     """The options of a compile command that may have to reach the link, sorted; of several the last one counts."""
+    # Most of the line is the same for most objects: what lies between the compiler with its dependency file and the
+    # object's own names (scripts/Makefile.lib, c_flags and modfile_flags; 6.1 and 6.12).
+    begin = command.find(" ", command.find(" ") + 1)
+    end = command.find(" -DKBUILD_MODFILE=", max(begin, 0))
+    parts = (command[:begin], command[begin:end], command[end:]) if 0 <= begin < end else (command,)
     kept: dict[str, str] = {}
-    for mllvm, option, start, value, back_end in _RELEVANT.findall(command):
+    for mllvm, option, start, value, back_end in (row for part in parts for row in _found(part)):
         if mllvm:
             kept[f"-mllvm {option.partition('=')[0]}"] = f"-mllvm {option}"
         else:

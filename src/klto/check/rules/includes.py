@@ -9,7 +9,7 @@ from typing import ClassVar
 from klto.check.finding import Finding, Level
 from klto.check.link_inputs import BitcodeInput, LinkInputs
 from klto.check.rule import Rule
-from klto.objects.assembly import may_hold
+from klto.check.saved import read_saved
 
 
 class StaleInclude(Rule):
@@ -34,7 +34,7 @@ class StaleInclude(Rule):
 
     def of_link(self, link: LinkInputs) -> Iterator[Finding]:
         for item in link.bitcode:
-            if item.path is not None and may_hold(item.data, b"incbin"):
+            if item.path is not None and item.may_include:
                 yield from self._of_module(link, item)
 
     def _of_module(self, link: LinkInputs, item: BitcodeInput) -> Iterator[Finding]:
@@ -43,10 +43,13 @@ class StaleInclude(Rule):
         for include in item.read().includes():
             if include.path is None:
                 continue
-            path = os.path.join(link.root, include.path)
+            root = link.root or _made_in(item.path)
+            path = os.path.join(root, include.path)
             try:
                 changed = os.stat(path).st_mtime_ns
             except OSError:
+                if not os.path.isabs(path):
+                    continue  # Relative to where the link will run, which is not known.
                 yield self.finding(
                     item.name, f"includes {include.path}, which is not there", symbol=include.path
                 )
@@ -61,3 +64,12 @@ class StaleInclude(Rule):
                     seen=f"{later:.1f} s newer",
                     allowed="older",
                 )
+
+
+def _made_in(path: str) -> str:
+    """The folder in which make has made an object, by the name that its saved command has for it; "" if unknown."""
+    command = read_saved(path)
+    whole = os.path.abspath(path)
+    if command is None or not whole.endswith(f"/{command.target}"):
+        return ""
+    return whole[: -len(command.target)]

@@ -18,6 +18,7 @@ class DependentLoad(Rule):
     """READ_ONCE that is a plain load."""
 
     slug = "dependent-load"
+    asks_link = True
     title = "arm64 with LTO whose READ_ONCE is no acquire"
     what = (
         "RCU and lock-free code rely on the CPU keeping an address dependency. A compiler that sees more of the "

@@ -21,6 +21,8 @@ from klto.objects.kind import kind_of
 _BITCODE_SECTIONS = frozenset((".llvmbc", ".llvm.lto"))
 #: Findings shown one by one; more are one finding.
 _MOST = 10
+#: Names in one finding.
+_SHOWN = 3
 
 
 class LeftoverBitcode(Rule):
@@ -69,6 +71,7 @@ class LtoLost(Rule):
     """The kernel was asked to be optimised as a whole, and was not."""
 
     slug = "lto-lost"
+    asks_link = True
     title = "native code where LTO was asked for, and how much of the kernel was optimised across modules"
     what = "The build succeeds, but objects that should meet at the link came to it as native code."
     why = (
@@ -132,11 +135,15 @@ class LtoLost(Rule):
         compiled = len(link.bitcode) + len(of_c)
         left_out = sum(subject.name in link.left_out for _, subject in link.native)
         asked = f", {left_out} of the others by --no-lto" if left_out else ""
-        share = 100 * len(link.bitcode) / compiled
+        # Not all is never 100.0 %.
+        share = int(1000 * len(link.bitcode) / compiled) / 10
+        native = [subject.name for subject in of_c if subject.name not in link.left_out]
+        more = f" and {len(native) - _SHOWN} more" if len(native) > _SHOWN else ""
+        named = f"; compiled without: {', '.join(native[:_SHOWN])}{more}" if native else ""
         return self.finding(
             link.output,
             f"{len(link.bitcode)} of {compiled} objects compiled from C ({share:.1f} %) are optimised across "
-            f"modules{asked}; {len(link.native) - len(of_c)} are assembly or linked apart",
+            f"modules{asked}{named}; {len(link.native) - len(of_c)} are assembly or linked apart",
             Level.NOTE,
             seen=f"{share:.1f} %",
         )

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
+
 from klto.check.build_dir import BuildDir
 from klto.check.finding import Finding, Level
 from klto.check.link_inputs import LinkInputs
@@ -47,8 +49,11 @@ class AsmSymbolClash(Rule):
             return
         if self._is_full(link):
             yield from self._clashes(link)
+        undefined = {name for name in link.native_undefined if name not in link.native_defined}
+        undefined -= link.symbols.defines(undefined, globally=True)
+        local = link.symbols.defines(undefined, globally=False)
         for name, where in link.native_undefined.items():
-            if name in link.symbols.local and name not in link.native_defined:
+            if name in local:
                 yield self.finding(
                     where,
                     f"refers to {name}, which is static in bitcode and defined nowhere else",
@@ -125,19 +130,22 @@ class PromotedNames(Rule):
         if vmlinux is None or symtab is None:
             return
         kinds = symtab.table["st_info"] & 15
-        names = [(number, name) for number, name in enumerate(symtab.names) if ".llvm." in name]
+        numbers = symtab.name_column.holding(".llvm.")
+        names = list(zip(numbers, symtab.name_column.at(np.array(numbers, np.int64)), strict=True))
         promoted = [(number, name) for number, name in names if _PROMOTED.search(name)]
         if not promoted:
             return
         functions = [name for number, name in promoted if int(kinds[number]) == STT_FUNC]
         plain = {_PROMOTED.sub("", name) for _, name in promoted}
         exported = sorted(plain & self._exported(build))
-        traced = len(functions) if build.config.get("FUNCTION_TRACER") == "y" else 0
-        bpf = len(functions) if build.config.get("BPF_SYSCALL") == "y" else 0
+        counts = [
+            f"{what}: {len(functions) if build.config.get(option) == 'y' else f'none, {option} is off'}"
+            for what, option in (("traced", "FUNCTION_TRACER"), ("BPF-attachable", "BPF_SYSCALL"))
+        ]
         yield self.finding(
             vmlinux.name,
             f"{len(promoted)} static names have a suffix .llvm.HASH, {len(functions)} of them functions; exported: "
-            f"{', '.join(exported[:5]) if exported else 'none'}; traced: {traced}; BPF-attachable: {bpf}",
+            f"{', '.join(exported[:5]) if exported else 'none'}; {'; '.join(counts)}",
             Level.NOTE,
             symbol=functions[0] if functions else None,
             seen=str(len(promoted)),

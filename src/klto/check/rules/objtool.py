@@ -49,6 +49,7 @@ class Objtool(Rule):
     """What objtool has said in the last build."""
 
     slug = "objtool"
+    asks_link = True
     title = "objtool's warnings of the last build, folded, with the source file that the code came from"
     what = (
         "objtool cannot follow some code: stack traces, live patches or speculation barriers are wrong there."

@@ -9,8 +9,8 @@ from klto.check.build_dir import BuildDir
 from klto.check.finding import Finding
 from klto.check.rule import Rule
 from klto.errors import UsageError
-from klto.kernel.initcall_tables import differences, read_tables
-from klto.kernel.initcalls import NoInitcalls, read_initcalls
+from klto.kernel.initcall_tables import differences, tables_of
+from klto.kernel.initcalls import initcalls_of
 from klto.objects.errors import MalformedObject
 
 
@@ -18,6 +18,7 @@ class InitcallOrder(Rule):
     """vmlinux's tables against the objects in link order."""
 
     slug = "initcall-order"
+    asks_link = True
     title = "initcalls in vmlinux that are not in link order, missing, or there twice"
     what = "Drivers are initialised before what they need: the kernel stops, or a device is missing, on some machines."
     why = (
@@ -34,19 +35,21 @@ class InitcallOrder(Rule):
     )
 
     def of_build(self, build: BuildDir) -> Iterator[Finding]:
-        vmlinux = build.path / "vmlinux"
-        if build.lto == "none" or not vmlinux.is_file():
+        vmlinux = build.subject("vmlinux")
+        link = build.link
+        if build.lto == "none" or vmlinux is None or vmlinux.elf is None:
             return
-        archives = [word for word in build.vmlinux_o_words if word.endswith(".a")] or ["vmlinux.a"]
-        paths = [str(build.path / name) for name in archives if (build.path / name).is_file()]
-        if not paths:
+        objects = [(item.place, item.name, item.content) for item in link.bitcode if item.may_have_initcalls]
+        for place, subject in link.native:
+            if subject.elf is not None:
+                data = subject.elf.data
+                objects.append((place, subject.name, lambda data=data: data))  # type: ignore[misc]
+        if not objects:
             return
+        in_order = sorted(objects, key=lambda item: item[0])
+        expected = initcalls_of((name, content()) for _, name, content in in_order)
         try:
-            expected = read_initcalls(paths)
-        except NoInitcalls:
-            expected = []
-        try:
-            entries = read_tables(vmlinux)
+            entries = tables_of(vmlinux.elf)
         except MalformedObject:
             raise
         except UsageError:

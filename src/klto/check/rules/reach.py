@@ -61,7 +61,7 @@ class ShortBranch(Rule):
                 continue
             known = short_reaches(tables.machine)
             indexes = tables.of_types(*known)
-            outside = indexes[tables.target_section[indexes] == 0]
+            outside = indexes[tables.target_section(indexes) == 0]
             for index in outside.tolist():
                 name = tables.target_name(index)
                 module = link.symbols.defined.get(name) if link.bitcode else None
@@ -110,12 +110,12 @@ class ShortBranch(Rule):
             if not len(indexes):
                 continue
             entries = tables.relocations.entries
-            target = tables.target_section[indexes]
+            target = tables.target_section(indexes)
             # In vmlinux the linker script's own symbols have addresses too; in vmlinux.o a distance is known
             # within a section.
             known = target != 0 if linked else target == tables.relocations.section[indexes]
             indexes = indexes[known]
-            distance = tables.target_value[indexes] - entries["r_offset"][indexes].view(np.int64)
+            distance = tables.target_value(indexes) - entries["r_offset"][indexes].view(np.int64)
             margin = np.minimum(distance - reach.low, reach.high - distance)
             near = np.flatnonzero(margin < (reach.high + 1) // 10)
             for place in near[:_MOST].tolist():

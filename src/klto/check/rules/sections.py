@@ -86,28 +86,32 @@ class SectionTable(Rule):
                 )
 
     def _flags(self, subject: Subject, tables: Tables) -> Iterator[Finding]:
-        seen: dict[str, int] = {}
-        kinds = (tables.flags & np.uint64(_MUST_MATCH)).tolist()
+        marked = np.flatnonzero(((tables.flags & np.uint64(_MUST_MATCH)) != 0) & tables.allocated)
+        column = tables.elf.section_name_column
+        firsts = marked[np.unique(tables.elf.sections["sh_name"][marked], return_index=True)[1]]
         reported = 0
-        for name, kind, allocated in zip(tables.names, kinds, tables.allocated.tolist(), strict=True):
-            if allocated and seen.setdefault(name, kind) != kind and reported < _MOST:
+        for name in dict.fromkeys(column[index] for index in firsts.tolist()):
+            kinds = tables.flags[column.equal(name) & tables.allocated] & np.uint64(_MUST_MATCH)
+            others = kinds[kinds != kinds[0]]
+            if len(others) and reported < _MOST:
                 reported += 1
                 yield self.finding(
                     subject.name,
                     f"sections {name} have different flags: SHF_LINK_ORDER or SHF_TLS on some of them only",
                     Level.WARNING,
                     section=name,
-                    seen=f"{kind:#x}",
-                    allowed=f"{seen[name]:#x}",
+                    seen=f"{int(others[0]):#x}",
+                    allowed=f"{int(kinds[0]):#x}",
                 )
 
     def _init(self, subject: Subject, tables: Tables) -> Iterator[Finding]:
         """Normal code that LLVM has made, and that refers to code which is freed after the start."""
-        init = np.array([name.startswith(".init.text") for name in tables.names], bool)
-        kept = np.array([not name.startswith(_INIT) for name in tables.names], bool) & tables.executable
+        init = tables.named(".init.text")
+        kept = ~tables.named(*_INIT) & tables.executable
         section = tables.relocations.section
-        target = tables.target_section
-        chosen = np.flatnonzero(tables.in_memory & kept[section] & (target > 0) & init[np.maximum(target, 0)])
+        chosen = np.flatnonzero(tables.in_memory & kept[section])
+        target = tables.target_section(chosen)
+        chosen = chosen[(target > 0) & init[np.maximum(target, 0)]]
         shown: set[str] = set()
         for index in chosen.tolist():
             _, name, offset = tables.relocation(index)

@@ -23,8 +23,9 @@ class SplitText(Rule):
     title = "an object whose loader needs one executable section holds more"
     what = (
         "kexec_file_load() finds the purgatory's entry by asking which executable section the ELF header's entry "
-        "lies in. In a relocatable object each section begins at 0, so with several the first one that is long "
-        "enough is taken: the kernel warns, and may jump into the wrong one."
+        "lies in. In a relocatable object each section begins at 0, so with several it cannot tell: the kernel warns, "
+        "or takes one without a word, and may jump into the wrong one. Loaders that look for the symbol "
+        "purgatory_start (6.12.117, 6.1.192) do not mind: for a build dir whose tree has one this is a warning."
     )
     why = (
         "LTO code generation puts each function into a section of its own (lld's -r link implies "
@@ -63,7 +64,12 @@ class SplitText(Rule):
         names = [tables.names[i] for i in sections]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         message = f"{len(sections)} executable sections where 1 may be: {', '.join(names[:_SHOWN])}{more}"
-        if len(at_entry) > 1:
+        by_symbol = _found_by_symbol(subject, tables)
+        if by_symbol:
+            message += (
+                f"; {_LOADER} of this tree finds the entry by its symbol, those of other kernels do not"
+            )
+        elif len(at_entry) > 1:
             message += (
                 f"; {len(at_entry)} of them overlap at the entry, {tables.elf.header.e_entry:#x}: the kernel "
                 "cannot tell in which one it is"
@@ -71,6 +77,7 @@ class SplitText(Rule):
         yield self.finding(
             subject.name,
             message,
+            Level.WARNING if by_symbol else Level.ERROR,
             section=names[1],
             seen=f"{len(sections)} executable sections",
             allowed="1",
@@ -103,6 +110,18 @@ class SplitText(Rule):
 
 
 _ET_REL = 1
+_LOADER, _ENTRY = "kernel/kexec_file.c", "purgatory_start"
+
+
+def _found_by_symbol(subject: Subject, tables: Tables) -> bool:
+    """Whether the loader of its own tree asks for a symbol that the purgatory has (6.12.117,
+    kexec_purgatory_setup_sechdrs)."""
+    if subject.role is not Role.PURGATORY or subject.tree is None or _ENTRY not in tables.symbol_names:
+        return False
+    try:
+        return f'"{_ENTRY}"' in (subject.tree / _LOADER).read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 def _makefile(subject: Subject) -> str | None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from klto.check.build_dir import BuildDir
-from klto.check.finding import Finding, Level
+from klto.check.finding import Finding, Level, many
 from klto.check.link_inputs import LinkInputs
 from klto.check.rule import Rule
 from klto.check.saved import read_saved
@@ -27,6 +27,7 @@ class MixedToolchain(Rule):
     """Bitcode of several LLVMs, GNU objects that lld refuses, GNU tools that see nothing in bitcode."""
 
     slug = "mixed-toolchain"
+    asks_link = True
     title = "bitcode, assembler, linker and tools of different toolchains in one link"
     what = (
         "Bitcode is read by the LLVM that wrote it and by later ones: an older linker stops with 'Unknown attribute "
@@ -48,7 +49,7 @@ class MixedToolchain(Rule):
     def of_link(self, link: LinkInputs) -> Iterator[Finding]:
         by_producer: dict[str, list[str]] = defaultdict(list)
         for item in link.bitcode:
-            by_producer[item.read().producer or "unknown"].append(item.name)
+            by_producer[item.producer or "unknown"].append(item.name)
         yield from self._minority(link, by_producer)
         for _, subject in link.native:
             yield from self._symbols(subject)
@@ -63,7 +64,7 @@ class MixedToolchain(Rule):
             apart = _major(producer) != _major(usual)
             yield self.finding(
                 names[0],
-                f"{len(names)} bitcode modules are by {producer}, {len(by_producer[usual])} by {usual}"
+                f"{many(len(names), 'bitcode module')} by {producer}, {len(by_producer[usual])} by {usual}"
                 + (f"; the others: {', '.join(names[1:4])}" if len(names) > 1 else ""),
                 Level.ERROR if apart else Level.WARNING,
                 seen=producer,
@@ -132,7 +133,7 @@ class MixedToolchain(Rule):
         if vmlinux is None or vmlinux.elf is None or not build.link.bitcode:
             return
         linker = next((p for p in vmlinux.elf.producers if "LLD" in p), None)
-        producer = build.link.bitcode[0].read().producer or ""
+        producer = build.link.bitcode[0].producer or ""
         if linker is None or not _major(producer) or not _major(linker.partition("LLD")[2]):
             return
         if _major(linker.partition("LLD")[2]) < _major(producer):

@@ -34,8 +34,8 @@ class VdsoExports(Rule):
     )
 
     def of_build(self, build: BuildDir) -> Iterator[Finding]:
-        for subject in build.subjects:
-            if subject.role is not Role.VDSO or subject.elf is None:
+        for subject in build.subjects(Role.VDSO):
+            if subject.elf is None:
                 continue
             script = _script(build.path / subject.name)
             promised = _promised(script) if script is not None else []
