@@ -81,7 +81,7 @@ def distributed_link(
                 lambda: make_runner(compiler, use), begun,
             )  # fmt: skip
             naming = symbols.write(scratch / "symbols")
-        use.client_cpu_seconds = _cpu_seconds() - cpu
+        use.client_cpu_seconds += _cpu_seconds() - cpu
         finished = process.run([linker, *naming, *plan.arguments, *map(str, objects)], check=False)
         use.final_link_seconds = finished.usage.wall_seconds
         sys.stderr.write(finished.stderr)
@@ -158,8 +158,10 @@ def run_jobs(
     try:
         with Feed(missing()) as feed:
             if feed.any():
-                started = time.monotonic()
-                make_runner().run(feed, files, deliver)
+                started, cpu = time.monotonic(), time.thread_time()
+                runner = make_runner()
+                use.client_cpu_seconds -= time.thread_time() - cpu
+                runner.run(feed, files, deliver)
                 use.backend_seconds = time.monotonic() - started
     finally:
         results.close()

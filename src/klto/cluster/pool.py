@@ -248,6 +248,7 @@ class ClusterRunner:
     ) -> Answer:
         packed = remote.pack(jobs)
         self._asked += 1
+        run.workers = tuple(workers)
         run.key = key = f"klto-{self._link}-{self._asked}"
         self._use.bytes_sent += len(packed)
         future = client.submit(

@@ -16,8 +16,8 @@ class Use(msgspec.Struct):
     :ivar again: jobs run a second time because the first run was slow or silent.
     :ivar refused: workers with another toolchain.
     :ivar prepare_seconds: from the thin link's end until the last job was ready; the first have run by then.
-    :ivar client_cpu_seconds: of the link's own process between thin and final link; ``helper``: of looking at
-        modules, by its helpers or itself; ``scheduler``: of the scheduler's process meanwhile.
+    :ivar client_cpu_seconds: of the link's own process between thin and final link, loading Dask aside;
+        ``helper``: of looking at modules, by its helpers or itself; ``scheduler``: of the scheduler's process.
     :ivar faults: what happened, in words.
     """
 
