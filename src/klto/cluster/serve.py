@@ -78,7 +78,7 @@ def run_worker(
         host = host or "127.0.0.1"
         if not is_loopback(host):
             raise UsageError(f"plain TCP at {host}: off this machine only tls:// with certificates is spoken")
-    folder = make_directory(store or user_cache_dir() / "worker")
+    folder = make_directory((store or user_cache_dir() / "worker").absolute())
     os.environ[remote.ENV_STORE], os.environ[remote.ENV_STORE_SIZE] = str(folder), str(store_size)
 
     async def main() -> None:
