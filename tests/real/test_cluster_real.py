@@ -267,6 +267,26 @@ def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
     assert {"none": "no certificate", "other": "do not trust", "expired": "do not trust"}[case] in done.stderr
 
 
+def test_module_that_cannot_be_generated_is_named(llvm_bin: Path, tmp_path: Path) -> None:
+    """It fails on a worker and then here, and is not tried for ever."""
+    names = [f"f{number}" for number in range(_MODULES)]
+    for name in names:
+        (tmp_path / f"{name}.c").write_text(f"int {name}(int x) {{ return x + 1; }}\n")
+    (tmp_path / "f7.c").write_text('int f7(int x) { asm volatile("bogus %0" : "+r"(x)); return x; }\n')
+    clang = [llvm_bin / "clang", "-O2", "-flto=thin", "-c", *(f"{name}.c" for name in names)]
+    subprocess.run(clang, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [*_KLTO, "ld", "--cluster=local:2", "-r", *(f"{name}.o" for name in names), "-o", "out.o"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=_DEADLINE,
+        env={**os.environ, "KLTO_CACHE": "", "KLTO_LD": str(llvm_bin / "ld.lld")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the backend of f7.o failed" in done.stderr
+    assert "bogus" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.o").exists()
+
+
 def test_distributor_of_llvm_22(tmp_path: Path) -> None:
     """klto as ``--thinlto-distributor`` for a program of 40 files: the in-process link's bytes."""
     llvm = Path("/usr/lib/llvm-22/bin")
