@@ -26,7 +26,7 @@ from tests.real.conftest import Kernel
 pytestmark = pytest.mark.real
 
 #: Modules of a link: more than klto links without a cluster whatever is asked, and a run of several jobs.
-_MODULES = 40
+_MODULES = 24
 _DEADLINE = 60.0
 _KLTO = (sys.executable, "-m", "klto")
 
@@ -239,11 +239,21 @@ def _of_session(session: int) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """Certificates, and the address of a scheduler that has them."""
+    folder = tmp_path_factory.mktemp("guarded")
+    make_certificates(folder / "certs", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLTO_CLUSTER_CERTS", str(folder / "certs"))
+        with _scheduler(folder, "tls") as found:
+            yield folder / "certs", found.address
+
+
 @pytest.mark.parametrize("case", ["none", "other", "expired", "right"])
-def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    there, here = tmp_path / "there", tmp_path / "here"
-    make_certificates(there, 1)
-    monkeypatch.setenv("KLTO_CLUSTER_CERTS", str(there))
+def test_certificates(guarded: tuple[Path, str], tmp_path: Path, case: str) -> None:
+    there, address = guarded
+    here = tmp_path / "here"
     if case == "other":
         make_certificates(here, 1)
     elif case == "expired":
@@ -253,11 +263,10 @@ def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
         make_certificates(here, 1, datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=3))
     elif case == "right":
         here = there
-    with _scheduler(tmp_path, "tls") as found:
-        done = subprocess.run(
-            [*_KLTO, "cluster", "status", "--json", found.address], capture_output=True, text=True, check=False,
-            env={**os.environ, "KLTO_CLUSTER_CERTS": str(here)}, timeout=_DEADLINE,
-        )  # fmt: skip
+    done = subprocess.run(
+        [*_KLTO, "cluster", "status", "--json", address], capture_output=True, text=True, check=False,
+        env={**os.environ, "KLTO_CLUSTER_CERTS": str(here)}, timeout=_DEADLINE,
+    )  # fmt: skip
     assert "Traceback" not in done.stderr
     if case == "right":
         assert done.returncode == 0
@@ -288,7 +297,7 @@ def test_module_that_cannot_be_generated_is_named(llvm_bin: Path, tmp_path: Path
 
 
 def test_distributor_of_llvm_22(tmp_path: Path) -> None:
-    """klto as ``--thinlto-distributor`` for a program of 40 files: the in-process link's bytes."""
+    """klto as ``--thinlto-distributor`` for a program of as many files: the in-process link's bytes."""
     llvm = Path("/usr/lib/llvm-22/bin")
     if not (llvm / "ld.lld").exists() or not (llvm / "clang").exists():
         missing("LLVM 22 (clang-22, lld-22)")
