@@ -399,12 +399,16 @@ class ClusterRunner:
                 self._workers[address] = _Worker(address, info["nthreads"], info["resources"].get(MEMORY))
                 task = asyncio.create_task(self._greet(client, self._workers[address]))
                 self._greeting.add(task)
-                task.add_done_callback(self._greeting.discard)
+                task.add_done_callback(self._note_greeting)
             silent = newest - info["last_seen"] > _SILENT
             if silent and not self._workers[address].silent:
                 self._use.say(f"worker {address} is silent: its jobs go elsewhere")
             self._workers[address].silent = silent
         return True
+
+    def _note_greeting(self, task: asyncio.Task[None]) -> None:
+        self._greeting.discard(task)
+        self._wake.set()
 
     async def _greet(self, client: Client, worker: _Worker) -> None:
         """Ask a new worker for its toolchains."""
