@@ -79,6 +79,9 @@ class ClusterUse(msgspec.Struct, frozen=True, kw_only=True):
     backend_seconds: float = 0.0
     backend_cpu_seconds: float = 0.0
     final_link_seconds: float = 0.0
+    client_cpu_seconds: float = 0.0
+    helper_cpu_seconds: float = 0.0
+    scheduler_cpu_seconds: float = 0.0
     faults: list[str] = []
 
 

@@ -214,6 +214,11 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent dies, even by SIGKILL."""
+    _libc().prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
 def _die_with_parent() -> Callable[[], None]:
     """A pre-exec step: the kernel sends TERM to the child when klto dies, even by SIGKILL."""
     prctl = _libc().prctl

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
+import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,13 @@ from klto.cluster.backend import LocalFiles, check_object, run_backend
 from klto.cluster.blobs import BlobStore
 from klto.cluster.certs import make_certificates
 from klto.cluster.dtlto import read_options, read_request
-from klto.cluster.job import Blob, Job, Outcome, digest_of
+from klto.cluster.feed import Feed
+from klto.cluster.job import Blob, Job, digest_of
+from klto.cluster.jobs import Preparation
 from klto.cluster.link import distributed_link
 from klto.cluster.local import LocalRunner
-from klto.cluster.module_flags import read_module_flags
+from klto.cluster.module_flags import code_flags, read_module_flags
+from klto.cluster.modules import Helpers, Memo, Module, place_of_file
 from klto.cluster.options import CodegenOptions, Undistributable, link_options
 from klto.cluster.shard import canonical_shard
 from klto.cluster.times import Times
@@ -162,6 +169,7 @@ def test_module_flags(llvm_bin: Path, tmp_path: Path, flag: str, pic: bool) -> N
     _run(tmp_path, llvm_bin / "clang", "-target", X86, "-g", "-flto=thin", "-O1", flag, "-c", "x.c")
     flags = read_module_flags((tmp_path / "x.o").read_bytes(), "x.o")
     assert flags == (X86, "thin", pic)
+    assert code_flags((tmp_path / "x.o").read_bytes(), "x.o") == (X86, pic)
 
 
 def test_link_options() -> None:
@@ -284,7 +292,11 @@ def test_blob_store(tmp_path: Path) -> None:
         store.place(digests[-1], tmp_path / "again")
 
 
-def test_worker_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _answer(packed: bytes) -> remote.Answer:
+    return msgspec.msgpack.decode(remote.unpack(remote.run_jobs(packed, "k")), type=remote.Answer)
+
+
+def test_worker_side(llvm_bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(remote.ENV_STORE, str(tmp_path))
     remote._worker.cache_clear()
     try:
@@ -294,11 +306,16 @@ def test_worker_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "found other" in remote.put_blobs(remote.pack([(digest_of(b"x"), b"y")]))
         assert "no SHA-256" in remote.put_blobs(remote.pack([("../x", b"y")]))
         assert "no message" in remote.put_blobs(b"garbage")
-        for packed in (b"garbage", remote.pack({"argv": ["sh"]}), remote.pack(_job())):
-            assert (
-                msgspec.msgpack.decode(remote.unpack(remote.run_job(packed, "k")), type=Outcome).status
-                == "refused"
-            )
+        for packed in (b"garbage", remote.pack({"argv": ["sh"]}), remote.pack([]), remote.pack([_job()])):
+            assert _answer(packed).refused
+        job = _job(toolchain=compiler_of_linker(str(llvm_bin / "ld.lld")).identity)
+        assert (_answer(remote.pack([job])).lacking, _answer(remote.pack([job])).outcomes) == ([SHA], [])
+        assert remote.put_blobs(remote.pack([(SHA, b"")])) == ""
+        answer = _answer(remote.pack([job, job]))
+        assert ([outcome.status for outcome in answer.outcomes], answer.lacking) == (["failed"] * 2, [])
+        remote._worker().store.path(SHA).write_bytes(b"altered")
+        answer = _answer(remote.pack([job]))
+        assert ([outcome.status for outcome in answer.outcomes], answer.lacking) == (["lacking"], [SHA])
     finally:
         remote._worker.cache_clear()
 
@@ -359,9 +376,104 @@ def test_dtlto_request_that_is_none(tmp_path: Path, text: str) -> None:
         read_request(tmp_path / "missing")
 
 
+def test_feed_runs_ahead_and_passes_errors_on() -> None:
+    closed = threading.Event()
+
+    def jobs(fail: bool) -> Generator[Job]:
+        try:
+            for number in range(3):
+                yield _job(name=str(number))
+            if fail:
+                raise Undistributable("the fourth")
+        finally:
+            closed.set()
+
+    with Feed(jobs(False)) as feed:
+        assert feed.any()
+        assert closed.wait(10)  # Made to the end though nobody has taken any.
+        assert [job.name for job in feed.take()] == ["0", "1", "2"]
+        assert list(feed) == []
+        assert feed.ended
+    with Feed(jobs(True)) as feed:
+        assert feed.any()
+        with pytest.raises(Undistributable):
+            list(feed)
+    with Feed(iter_of()) as feed:
+        assert not feed.any()
+
+
+def iter_of(*jobs: Job) -> Generator[Job]:
+    yield from jobs
+
+
+def test_feed_that_nobody_empties_ends() -> None:
+    def endless() -> Generator[Job]:
+        while True:
+            yield _job()
+
+    with Feed(endless()) as feed:
+        assert feed.any()
+    assert not feed._thread.is_alive()
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_jobs_come_as_soon_as_they_can(program: Path, llvm_bin: Path, tmp_path: Path, helped: bool) -> None:
+    """In the order asked for, but for those whose imports have not been looked at."""
+    inputs = [str(program / f"{module}.o") for module in "abc"]
+    _run(tmp_path, llvm_bin / "ld.lld", "-r", *inputs, f"--thinlto-prefix-replace={program}/;{tmp_path}/",
+         "--thinlto-index-only", "-o", "x")  # fmt: skip
+    places = {name: place_of_file(name) for name in inputs}
+    shards = {name: tmp_path / f"{Path(name).name}.thinlto.bc" for name in inputs}
+    imports = {name: set(canonical_shard(shards[name].read_bytes(), name).modules) for name in inputs}
+    assert imports[inputs[0]] == set(inputs)
+    for order in (inputs, inputs[::-1]):
+        files, use = LocalFiles(), Use()
+        with Helpers(1000 if helped else 1) as helpers:
+            assert bool(helpers.count) == helped
+            preparation = Preparation(
+                order,
+                places,
+                shards,
+                link_options(parse_request(["-r", "a.o"])),
+                "t",
+                files,
+                helpers,
+                Memo(None),
+                use,
+            )
+            preparation.start()
+            jobs = list(preparation.jobs())
+        assert {job.name for job in jobs} == set(inputs)
+        for job in jobs:
+            assert len(job.files) - 1 == len(imports[job.name]) + (
+                "blob.bin" in [blob.path for blob in job.files]
+            )
+            assert all(digest_of(files.read(blob.sha256)) == blob.sha256 for blob in job.files)
+        if not helped:
+            assert jobs[0].name == order[0] or imports[order[0]] > {order[0]}
+        assert use.helper_cpu_seconds > 0
+
+
+def test_modules_are_remembered_by_their_files(program: Path, tmp_path: Path) -> None:
+    module = tmp_path / "b.o"
+    shutil.copy(program / "b.o", module)
+    place = place_of_file(str(module))
+    found = Module("0" * 64, place.size, X86, False, ())
+    memo = Memo(tmp_path / "memo.json")
+    assert memo.module(place) is None
+    memo.keep(place, found)
+    memo.save()
+    assert Memo(tmp_path / "memo.json").module(place) == found
+    module.write_bytes(module.read_bytes())
+    assert Memo(tmp_path / "memo.json").module(place) is None
+    (tmp_path / "memo.json").write_text(json.dumps({str(module): [1, 2]}))
+    assert Memo(tmp_path / "memo.json").module(place) is None
+
+
 def test_times(tmp_path: Path) -> None:
-    times = Times(tmp_path, [_job()])
+    times = Times(tmp_path, "place")
     assert times.expected("x", 10**6) > times.expected("x", 10)
     times.took("x", 7.0)
     times.save()
-    assert Times(tmp_path, [_job()]).expected("x", 10) == 7.0
+    assert Times(tmp_path, "place").expected("x", 10) == 7.0
+    assert Times(tmp_path, "other").expected("x", 10) < 7.0

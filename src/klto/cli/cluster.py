@@ -112,7 +112,7 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"schema": "klto/cluster/1", "address": address.text, "workers": workers}))
         return 0
-    print(f"{address.text}: {len(workers)} workers")
+    print(f"{address.text}: {len(workers)} worker{'s' * (len(workers) != 1)}")
     for worker in workers:
         print(
             f"{worker['address']}  {worker['host'] or 'does not answer'}  {worker['running']} of {worker['slots']} jobs"

@@ -40,7 +40,7 @@ def parse_address(text: str) -> Address:
             f"no cluster address: {text}",
             "tls://HOST:PORT, tcp://127.0.0.1:PORT, or local:N for N processes here",
         )
-    if url[1] == "tcp" and not _is_loopback(url[2].strip("[]")):
+    if url[1] == "tcp" and not is_loopback(url[2].strip("[]")):
         raise UsageError(
             f"plain TCP to {url[2]}: off this machine only tls:// with certificates is spoken",
             "make them with: klto cluster certs",
@@ -74,7 +74,7 @@ def check_extra() -> None:
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """By its number; a name other than localhost could lead anywhere."""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from klto.cluster.job import Job
+    from klto.cluster.modules import Place
     from klto.cluster.toolchain import Compiler
 
 #: Seconds between looks at whether a job is still wanted.
@@ -144,15 +145,15 @@ def check_object(data: bytes, sha256: str, triple: str, where: str) -> str | Non
 
 
 class LocalFiles:
-    """Files of this machine, by their content: paths and bytes."""
+    """Files of this machine, by their content: places and bytes."""
 
     def __init__(self) -> None:
-        self._paths: dict[str, str] = {}
+        self._places: dict[str, Place] = {}
         self._bytes: dict[str, bytes] = {}
 
-    def add_path(self, sha256: str, path: str) -> None:
+    def add_place(self, sha256: str, place: Place) -> None:
         """A file that holds this content for as long as the link runs."""
-        self._paths[sha256] = os.path.abspath(path)
+        self._places[sha256] = place._replace(path=os.path.abspath(place.path))
 
     def add_bytes(self, sha256: str, data: bytes) -> None:
         """Content that is in no file of its own."""
@@ -162,21 +163,22 @@ class LocalFiles:
         """The content.
 
         :raises KeyError: when it is not here.
+        :raises OSError: when its file cannot be read.
         """
         if sha256 in self._bytes:
             return self._bytes[sha256]
-        return Path(self._paths[sha256]).read_bytes()
+        return self._places[sha256].read()
 
     def size(self, sha256: str) -> int:
         """Bytes of the content."""
-        return len(self._bytes[sha256]) if sha256 in self._bytes else os.path.getsize(self._paths[sha256])
+        return len(self._bytes[sha256]) if sha256 in self._bytes else self._places[sha256].size
 
     def place(self, sha256: str, path: Path) -> None:
         """As in :class:`Files`."""
-        if sha256 in self._bytes:
-            path.write_bytes(self._bytes[sha256])
+        if sha256 in self._places and self._places[sha256].whole:
+            os.symlink(self._places[sha256].path, path)
         else:
-            os.symlink(self._paths[sha256], path)
+            path.write_bytes(self.read(sha256))
 
 
 def make_work_folder(base: Path | None = None) -> Path:

@@ -28,6 +28,10 @@ class BlobStore:
         """Where the content lies, if it does."""
         return self.folder / sha256[:2] / sha256
 
+    def has(self, sha256: str) -> bool:
+        """Whether something of that name is here; :meth:`place` tells whether it is what it should be."""
+        return self.path(sha256).exists()
+
     def put(self, sha256: str, data: bytes) -> None:
         """Take content in.
 

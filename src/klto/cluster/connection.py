@@ -51,7 +51,7 @@ async def connected(address: Address) -> AsyncIterator[Client]:
             address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
         )
     except (OSError, TimeoutError) as error:
-        reason = reason_of(error)
+        reason = _first_cause(error) or reason_of(error)
         if _untrusted(error):
             raise UsageError(
                 f"{address.text} and this machine do not trust each other: {reason}",
@@ -78,6 +78,15 @@ async def _close(client: Client) -> None:
         await asyncio.wait_for(client.close(), _CONNECT)
     except (OSError, TimeoutError):
         return  # The scheduler is gone: nothing is left to be told.
+
+
+def _first_cause(error: BaseException | None) -> str:
+    """The kernel's word for it, anywhere in the chain; Dask's own texts name objects of its inside."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno and error.strerror:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def reason_of(error: object) -> str:

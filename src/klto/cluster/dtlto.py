@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from klto.cluster.backend import LocalFiles
-from klto.cluster.jobs import Module, Modules, make_job
+from klto.cluster.jobs import Preparation
 from klto.cluster.link import run_jobs
+from klto.cluster.modules import Helpers, Memo, place_of_file
 from klto.cluster.options import CodegenOptions, LinkOptions, Undistributable
+from klto.cluster.times import Times
 from klto.cluster.toolchain import Compiler, compiler_at
 from klto.errors import UsageError
 from klto.files import write_whole
@@ -27,7 +29,6 @@ from klto.files import write_whole
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from klto.cluster.job import Job
     from klto.cluster.local import Runner
     from klto.cluster.use import Use
 
@@ -140,30 +141,28 @@ def distribute(
     compiler = compiler_at(request.common.args[0])
     options = read_options(request.common.args[1:])
     files = LocalFiles()
-    modules = Modules(files, None)
-
-    def module_of(name: str) -> Module:
-        return modules.add(name, Path(name).read_bytes, name)
-
-    outputs: dict[str, str] = {}
-    jobs: list[Job] = []
+    backends = [_files_of(backend) for backend in request.jobs]
+    names = [module for module, _, _ in backends]
+    times = Times(cache, "\0".join((request.common.linker_output, *names[:1])))
     try:
-        for backend in request.jobs:
-            module, index, output = _files_of(backend)
-            outputs[module] = output
-            shard = Path(index).read_bytes()
-            jobs.append(make_job(module, shard, module_of, options, compiler.identity, files))
+        places = {name: place_of_file(name) for name in names}
+        order = sorted(names, key=lambda name: times.expected(name, places[name].size), reverse=True)
+        with tempfile.TemporaryDirectory(prefix="klto-dtlto-") as scratch, Helpers(len(names)) as helpers:
+            shards = {module: Path(index) for module, index, _ in backends}
+            preparation = Preparation(
+                order, places, shards, options, compiler.identity, files, helpers, Memo(None), use
+            )
+            preparation.start()
+            objects = run_jobs(
+                preparation.jobs(), names, files, times, Path(scratch), cache, use,
+                lambda: make_runner(compiler), begun,
+            )  # fmt: skip
+            for (_, _, output), path in zip(backends, objects, strict=True):
+                write_whole(Path(output), path.read_bytes())
     except Undistributable as problem:
         raise UsageError(f"this link's backends cannot be distributed: {problem}") from problem
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
-    with tempfile.TemporaryDirectory(prefix="klto-dtlto-") as scratch:
-        objects = run_jobs(
-            jobs, files, lambda job: module_of(job.name).size, Path(scratch), cache, use,
-            lambda: make_runner(compiler), begun,
-        )  # fmt: skip
-        for job, path in zip(jobs, objects, strict=True):
-            write_whole(Path(outputs[job.name]), path.read_bytes())
 
 
 def _files_of(backend: _Backend) -> tuple[str, str, str]:

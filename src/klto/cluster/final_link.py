@@ -7,8 +7,10 @@ compileBitcodeFiles). So here bitcode inputs are left out where they stood and t
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from klto.cluster.job import digest_of
 from klto.cluster.options import Undistributable
@@ -20,30 +22,43 @@ from klto.objects.kind import kind_of
 from klto.objects.source import read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterable
 
+    from klto.cluster.modules import Place
     from klto.cluster.thin_link import Source
     from klto.link.request import LinkRequest
 
 #: Words after which a plain file would be taken for something else; they must not be in force at the end.
 _FORMATS = ("-b", "--format")
+#: What a name in a response file may not hold without quotes (llvm::cl::TokenizeGNUCommandLine).
+_UNQUOTED = re.compile(rb"[ \t\n\"'\\]")
 
 
-def final_arguments(
-    request: LinkRequest, sources: dict[str, Source], objects: list[Path], scratch: Path
-) -> list[str]:
-    """The arguments of the final link.
+class FinalLink(NamedTuple):
+    """The final link before its objects are there.
 
-    :param objects: the native objects in the modules' order.
+    :ivar arguments: the native objects of the modules go behind them, in the modules' order.
+    :ivar inputs: for a link whose symbol table has to be put in order (:func:`symbol_names`): its bitcode and its
+        native files as the linker would have met them; empty for others.
+    """
+
+    arguments: tuple[str, ...]
+    inputs: tuple[Place | str, ...]
+
+
+def plan_final_link(request: LinkRequest, sources: dict[str, Source], scratch: Path) -> FinalLink:
+    """Plan the final link.
+
     :raises Undistributable: when an option stands in the way.
     """
     direct = {source.argument for source in sources.values() if source.member is None}
-    archives = {source.argument for source in sources.values() if source.member is not None}
-    arguments: list[str] = []
-    linked: list[str | Source] = []
-    by_argument: dict[str, list[Source]] = {}
+    archives: dict[str, dict[int, Source]] = {}
     for source in sources.values():
-        by_argument.setdefault(source.argument, []).append(source)
+        if source.member is not None:
+            archives.setdefault(source.argument, {})[source.member.header_offset] = source
+    by_argument = {source.argument: source for source in sources.values() if source.member is None}
+    arguments: list[str] = []
+    linked: list[Place | str] = []
     whole, lazy = False, False
     words = iter(request.words)
     for word in words:
@@ -52,12 +67,18 @@ def final_arguments(
                 raise Undistributable(f"the linker's option {word}")
             arguments += [word, *(value for value in [next(words, None)] if value is not None)]
         elif word in direct:
-            linked += by_argument[word]
+            linked.append(by_argument[word].place)
         elif word in archives:
             lazy = lazy or not whole
-            natives = _natives(word, scratch)
-            linked += _in_order(word, by_argument[word], natives)
-            arguments += natives if whole else [_archive_of(word, natives, scratch)] if natives else []
+            natives = _natives(word, archives[word], scratch)
+            linked += [
+                archives[word][member.header_offset].place
+                if member.header_offset in archives[word]
+                else natives[member.header_offset]
+                for member in read_archive(word).members
+            ]
+            files = list(natives.values())
+            arguments += files if whole else [_archive_of(word, files, scratch)] if files else []
         else:
             if word in request.inputs:
                 lazy = lazy or kind_of(word) != "elf"
@@ -65,37 +86,36 @@ def final_arguments(
             if word in ("--whole-archive", "-whole-archive", "--no-whole-archive", "-no-whole-archive"):
                 whole = "no-" not in word
             arguments.append(word)
-    if request.relocatable and not lazy:
-        names = scratch / "symbols"
-        names.write_bytes(b"".join(b"--undefined=%b\n" % name for name in _symbol_names(linked)))
-        arguments.insert(0, f"@{names}")
-    return [*arguments, *map(str, objects)]
+    return FinalLink(tuple(arguments), tuple(linked) if request.relocatable and not lazy else ())
 
 
-def _in_order(archive: str, bitcode: list[Source], natives: list[str]) -> list[str | Source]:
-    """An archive's members in its order: bitcode as sources, natives as the files that stand for them."""
-    modules, files = iter(bitcode), iter(natives)
-    return [
-        next(modules) if member.kind() == "bitcode" else next(files)
-        for member in read_archive(archive).members
-    ]
-
-
-def _symbol_names(linked: list[str | Source]) -> Iterator[bytes]:
-    """The global symbols in the order in which the linker would have met them.
+def symbol_names(inputs: list[Place | str]) -> tuple[bytes, float]:
+    """The global symbols of some of :class:`FinalLink`'s inputs, in the order in which the linker would have met
+    them, each once, NUL behind each; and the CPU seconds that it took.
 
     lld writes symbols in that order (lld/ELF/SymbolTable.cpp, insert), and it reads bitcode where that stands on the
     command line: of each module first the symbols that it defines, then the others (lld/ELF/InputFiles.cpp,
-    BitcodeFile::parse; llvm/lib/LTO/LTO.cpp, InputFile::create, says which). Named by --undefined= before any
-    file, they get the same places. A name that then occurs nowhere leaves no trace (addUnusedUndefined). Only for
-    relocatable links without archives to choose from: elsewhere a name could pull a member in.
+    BitcodeFile::parse; llvm/lib/LTO/LTO.cpp, InputFile::create, says which).
     """
-    seen: set[str] = set()
-    for item in linked:
+    begun = time.thread_time()
+    seen: dict[str, None] = {}
+    for item in inputs:
         for name in _of_elf(item) if isinstance(item, str) else _of_bitcode(item):
-            if name not in seen and not any(character in name for character in " \t\n\"'\\"):
-                seen.add(name)
-                yield name.encode("utf-8", "surrogateescape")
+            seen[name] = None
+    names = b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in seen)
+    return names, time.thread_time() - begun
+
+
+def write_names(parts: Iterable[bytes], path: Path) -> None:
+    """A response file that names symbols before any file does, so that they get the places they would have had.
+
+    A name that then occurs nowhere leaves no trace (lld/ELF/Driver.cpp, addUnusedUndefined). Only for relocatable
+    links without archives to choose from: elsewhere a name could pull a member in.
+
+    :param parts: what :func:`symbol_names` made of all inputs, in order.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.split(b"\0")[:-1])
+    path.write_bytes(b"".join(b"--undefined=%b\n" % name for name in names if not _UNQUOTED.search(name)))
 
 
 def _of_elf(path: str) -> list[str]:
@@ -104,27 +124,27 @@ def _of_elf(path: str) -> list[str]:
     return [] if table is None else table.names[int(elf.sections["sh_info"][table.index]) :]
 
 
-def _of_bitcode(source: Source) -> list[str]:
+def _of_bitcode(place: Place) -> list[str]:
     symbols = [
-        s for s in Bitcode(source.read(), source.where).symbols() if s.is_global and not s.format_specific
+        s for s in Bitcode(place.read(), place.path).symbols() if s.is_global and not s.format_specific
     ]
     return [s.name for s in symbols if s.defined] + [s.name for s in symbols if not s.defined]
 
 
-def _natives(path: str, scratch: Path) -> list[str]:
-    """The archive's members that are no bitcode, as files."""
-    found = []
+def _natives(path: str, bitcode: Container[int], scratch: Path) -> dict[int, str]:
+    """The archive's members that are no bitcode, as files, by the offsets of their headers."""
+    found = {}
     for number, member in enumerate(read_archive(path).members):
-        if member.kind() == "bitcode":
+        if member.header_offset in bitcode:
             continue
         if member.path is not None:
-            found.append(member.path)
+            found[member.header_offset] = member.path
             continue
         folder = scratch / "members" / digest_of(path.encode("utf-8", "surrogateescape")) / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         copy = folder / os.path.basename(member.name)
         copy.write_bytes(member.data())
-        found.append(str(copy))
+        found[member.header_offset] = str(copy)
     return found
 
 

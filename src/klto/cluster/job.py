@@ -79,7 +79,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     status: str
-    where: str = ""
     object: bytes = b""
     sha256: str = ""
     text: str = ""

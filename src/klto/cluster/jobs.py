@@ -1,23 +1,30 @@
-"""Makes the jobs of a link: which files each backend needs, by content, and its options."""
+"""Makes the jobs of a link: which files each backend needs, by content, and its options.
+
+Jobs come in the order asked for, each as soon as its module and those that it imports from have been looked at.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from klto.cluster.backend import LocalFiles
 from klto.cluster.job import Blob, Job, digest_of, inside
-from klto.cluster.module_flags import ModuleFlags, read_module_flags
+from klto.cluster.modules import Seen, Wanted, look_at
 from klto.cluster.options import LinkOptions, Undistributable
-from klto.cluster.shard import canonical_name, canonical_shard
-from klto.files import write_whole
-from klto.link.includes import Uncacheable, included_names, may_include
-from klto.objects.errors import MalformedObject
+from klto.cluster.shard import canonical_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from klto.cluster.backend import LocalFiles
+    from klto.cluster.modules import Helpers, Memo, Module, Place
+    from klto.cluster.shard import Shard
+    from klto.cluster.use import Use
 
 #: How a job's folder calls the shard.
 _INDEX = "index.thinlto.bc"
@@ -25,109 +32,124 @@ _INDEX = "index.thinlto.bc"
 _MAX_DEPTH = 16
 
 
-class Module:
-    """A bitcode module: content address, flags, and the files that its assembly includes."""
+class Preparation:
+    """Makes one job for each module.
 
-    __slots__ = ("flags", "includes", "sha256", "size")
-
-    def __init__(self, sha256: str, size: int, flags: ModuleFlags, includes: tuple[str, ...]) -> None:
-        self.sha256 = sha256
-        self.size = size
-        self.flags = flags
-        self.includes = includes
-
-
-class Modules:
-    """Reads modules once, keeps what they are for the jobs, and remembers flags by content in ``memo``."""
-
-    def __init__(self, files: LocalFiles, memo: Path | None) -> None:
-        self._files, self._memo = files, memo
-        self._known: dict[str, list[object]] = _load(memo)
-        self._fresh = False
-        self._modules: dict[str, Module] = {}
-
-    def add(self, name: str, read: Callable[[], bytes], path: str | None) -> Module:
-        """The module that the linker calls ``name``.
-
-        :raises Undistributable: when it cannot be understood.
-        """
-        if name in self._modules:
-            return self._modules[name]
-        data = read()
-        sha256 = digest_of(data)
-        if path is not None:
-            self._files.add_path(sha256, path)
-        else:
-            self._files.add_bytes(sha256, data)
-        flags, includes = self._look(sha256, data, name)
-        module = self._modules[name] = Module(sha256, len(data), flags, includes)
-        return module
-
-    def _look(self, sha256: str, data: bytes, name: str) -> tuple[ModuleFlags, tuple[str, ...]]:
-        match self._known.get(sha256):
-            case [str(triple), str(summary), bool(pic), list(includes)]:
-                return ModuleFlags(triple, summary, pic), tuple(map(str, includes))
-        try:
-            flags = read_module_flags(data, name)
-            includes = included_names(data, name) if may_include(data) else []
-        except (MalformedObject, Uncacheable) as error:
-            raise Undistributable(str(error)) from error
-        if flags.summary != "thin":
-            raise Undistributable(f"{name} is not a ThinLTO module (summary: {flags.summary or 'none'})")
-        self._known[sha256] = [flags.triple, flags.summary, flags.pic, includes]
-        self._fresh = True
-        return flags, tuple(includes)
-
-    def save(self) -> None:
-        """Remember for the next link."""
-        if self._memo is not None and self._fresh:
-            used = {module.sha256 for module in self._modules.values()}
-            kept = {sha256: known for sha256, known in self._known.items() if sha256 in used}
-            write_whole(self._memo, json.dumps(kept))
-
-
-def _load(memo: Path | None) -> dict[str, list[object]]:
-    try:
-        known = json.loads(memo.read_text()) if memo is not None else {}
-    except (OSError, ValueError):
-        return {}  # Everything is looked at anew.
-    return known if isinstance(known, dict) else {}
-
-
-def make_job(
-    name: str,
-    shard: bytes,
-    module_of: Callable[[str], Module],
-    options: LinkOptions,
-    toolchain: str,
-    files: LocalFiles,
-) -> Job:
-    """The job of one module.
-
-    :param module_of: by the linker's name.
-    :raises Undistributable: when it needs what cannot travel.
+    :param order: the linker's names, the modules whose jobs should come first at its beginning.
+    :param places: where each module lies. ``shards``: its shard as the thin link wrote it.
+    :param files: gets the content that jobs need.
     """
-    try:
-        canonical = canonical_shard(shard, name)
-    except MalformedObject as error:
-        raise Undistributable(str(error)) from error
-    if name not in canonical.modules:
-        raise Undistributable(f"the index of {name} does not mention it")
-    index = digest_of(canonical.data)
-    files.add_bytes(index, canonical.data)
-    modules = [module_of(path) for path in canonical.modules]
-    blobs = [Blob(canonical_name(rank), module.sha256) for rank, module in enumerate(modules)]
-    blobs.append(Blob(_INDEX, index))
-    blobs += _included({path for module in modules for path in module.includes}, name, files)
-    own = module_of(name)
-    return Job(
-        name=name,
-        toolchain=toolchain,
-        options=options.of_module(own.flags.triple, own.flags.pic),
-        module=canonical.name_of(name),
-        index=_INDEX,
-        files=tuple(blobs),
-    )
+
+    def __init__(
+        self,
+        order: Sequence[str],
+        places: Mapping[str, Place],
+        shards: Mapping[str, Path],
+        options: LinkOptions,
+        toolchain: str,
+        files: LocalFiles,
+        helpers: Helpers,
+        memo: Memo,
+        use: Use,
+    ) -> None:
+        self._places, self._shards = places, shards
+        self._options, self._toolchain, self._files = options, toolchain, files
+        self._helpers, self._memo, self._use = helpers, memo, use
+        self._modules: dict[str, Module] = {}
+        self._todo, self._urgent = deque(order), deque[str]()
+        self._asked: set[str] = set()
+        self._running: dict[Future[tuple[list[Seen], float]], list[str]] = {}
+        #: Modules whose imports are not all known yet, by what they wait for, and for how many.
+        self._waiting: dict[str, list[str]] = {}
+        self._lacking: dict[str, tuple[Shard, int]] = {}
+
+    def start(self) -> None:
+        """Begin; from a process with one thread (:class:`klto.cluster.modules.Helpers`)."""
+        while len(self._running) < self._helpers.window:
+            names = self._next_names()
+            if not names:
+                return
+            wanted = [
+                Wanted(name, place, str(self._shards[name]), self._memo.module(place))
+                for name in names
+                for place in [self._places[name]]
+            ]
+            self._running[self._helpers.submit(look_at, wanted)] = names
+
+    def _next_names(self) -> list[str]:
+        """What to look at next: first what others wait for."""
+        names: list[str] = []
+        while len(names) < self._helpers.chunk and (self._urgent or self._todo):
+            name = (self._urgent or self._todo).popleft()
+            if name not in self._asked:
+                self._asked.add(name)
+                names.append(name)
+        return names
+
+    def jobs(self) -> Generator[Job]:
+        """All jobs.
+
+        :raises Undistributable: when a module cannot be understood or needs what cannot travel.
+        """
+        while True:
+            self.start()
+            if not self._running:
+                break
+            done = wait(self._running, return_when=FIRST_COMPLETED).done
+            for future in done:
+                names = self._running.pop(future)
+                try:
+                    found, seconds = future.result()
+                except BrokenProcessPool as error:
+                    raise Undistributable("a process that looked at its modules was killed") from error
+                self._use.helper_cpu_seconds += seconds
+                for name, seen in zip(names, found, strict=True):
+                    yield from self._take(name, seen)
+        self._memo.save()
+
+    def _take(self, name: str, seen: Seen) -> Iterator[Job]:
+        """A module has been looked at: its job if that can be made now, and those that have waited for it."""
+        module, shard, lasting = seen
+        place = self._places[name]
+        if lasting:
+            self._memo.keep(place, module)
+        self._modules[name] = module
+        self._files.add_place(module.sha256, place)
+        if name not in shard.modules:
+            raise Undistributable(f"the index of {name} does not mention it")
+        missing = [other for other in shard.modules if other not in self._modules]
+        for other in missing:
+            if other not in self._places:
+                raise Undistributable(f"{name} imports from {other}, which is no part of this link")
+            self._waiting.setdefault(other, []).append(name)
+        self._urgent.extend(missing)
+        if missing:
+            self._lacking[name] = (shard, len(missing))
+        else:
+            yield self._job(name, shard)
+        for other in self._waiting.pop(name, ()):
+            waiting, count = self._lacking[other]
+            self._lacking[other] = (waiting, count - 1)
+            if count == 1:
+                del self._lacking[other]
+                yield self._job(other, waiting)
+
+    def _job(self, name: str, shard: Shard) -> Job:
+        index = digest_of(shard.data)
+        self._files.add_bytes(index, shard.data)
+        modules = [self._modules[path] for path in shard.modules]
+        blobs = [Blob(canonical_name(rank), module.sha256) for rank, module in enumerate(modules)]
+        blobs.append(Blob(_INDEX, index))
+        blobs += _included({path for module in modules for path in module.includes}, name, self._files)
+        own = self._modules[name]
+        return Job(
+            name=name,
+            toolchain=self._toolchain,
+            options=self._options.of_module(own.triple, own.pic),
+            module=shard.name_of(name),
+            index=_INDEX,
+            files=tuple(blobs),
+        )
 
 
 def _included(paths: Iterable[str], name: str, files: LocalFiles) -> list[Blob]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from klto.cluster.backend import check_object, make_work_folder, run_backend
 from klto.errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from klto.cluster.backend import LocalFiles
+    from klto.cluster.feed import Feed
     from klto.cluster.job import Job, Outcome
     from klto.cluster.toolchain import Compiler
     from klto.cluster.use import Use
@@ -29,8 +31,8 @@ _TRIES = 2
 class Runner(Protocol):
     """Whoever runs jobs."""
 
-    def run(self, jobs: Sequence[Job], files: LocalFiles, deliver: Deliver) -> None:
-        """Run all jobs, longest first, and deliver their objects.
+    def run(self, jobs: Feed, files: LocalFiles, deliver: Deliver) -> None:
+        """Run all jobs in their order and deliver their objects.
 
         :raises BuildError: when a backend fails on its own merits.
         """
@@ -42,18 +44,19 @@ class LocalRunner:
     def __init__(self, compiler: Compiler, slots: int, use: Use) -> None:
         self._compiler, self._slots, self._use = compiler, max(1, slots), use
 
-    def run(self, jobs: Sequence[Job], files: LocalFiles, deliver: Deliver) -> None:
+    def run(self, jobs: Iterable[Job], files: LocalFiles, deliver: Deliver) -> None:
         """As in :class:`Runner`."""
         stopped = threading.Event()
         work = make_work_folder()
-        todo = list(reversed(jobs))
+        todo = iter(jobs)
         running: dict[Future[Outcome], Job] = {}
         pool = ThreadPoolExecutor(self._slots)
         try:
-            while todo or running:
-                while todo and len(running) < self._slots:
-                    job = todo.pop()
+            while True:
+                for job in islice(todo, self._slots - len(running)):
                     running[pool.submit(self._try, job, files, work, stopped)] = job
+                if not running:
+                    break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     outcome = future.result()

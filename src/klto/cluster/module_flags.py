@@ -50,6 +50,21 @@ def read_module_flags(data: bytes, where: str) -> ModuleFlags:
     return ModuleFlags(properties.target_triple, properties.summary, pic)
 
 
+def code_flags(data: bytes, where: str) -> tuple[str, bool]:
+    """(triple, pic) of a module that a thin link wrote a shard for, which proves its ThinLTO summary.
+
+    The triple is taken from the symbol table: the module's own records need not be read for it.
+
+    :raises MalformedObject: as :func:`read_module_flags`.
+    """
+    bitcode = Bitcode(data, where)
+    if len(bitcode.modules) != 1:
+        raise MalformedObject(where, None, f"expected one module, found {len(bitcode.modules)}")
+    table, module = bitcode.symbol_table, bitcode.modules[0]
+    triple = table.target_triple if table is not None else module.properties.target_triple
+    return triple, _PIC_LEVEL in data and _integer_flags(module).get(_PIC_LEVEL, 0) > 0
+
+
 def _integer_flags(module: Module) -> dict[bytes, int]:
     """The module flags that are integers, by name."""
     stream, values = module.stream, _Values()

@@ -36,6 +36,21 @@ class Hello(msgspec.Struct, frozen=True):
     running: int
 
 
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a run of jobs.
+
+    :ivar where: the worker's address. ``outcomes``: of the jobs in their order; of none when files are lacking.
+    :ivar lacking: SHA-256 of files that the worker does not have.
+    :ivar refused: why it takes no such jobs. ``lost``: how the run came to nothing (said by the client's side).
+    """
+
+    where: str = ""
+    outcomes: list[Outcome] = []
+    lacking: list[str] = []
+    refused: str = ""
+    lost: str = ""
+
+
 def pack(value: object) -> bytes:
     """A value for the wire."""
     return zlib.compress(msgspec.msgpack.encode(value), 1)
@@ -95,24 +110,37 @@ def put_blobs(packed: bytes) -> str:
     return ""
 
 
-def run_job(packed: bytes, key: str) -> bytes:
-    """Run a :class:`Job`; its :class:`Outcome`, packed."""
+def run_jobs(packed: bytes, key: str) -> bytes:
+    """Run :class:`Job` values one after the other, if all of their files are here; an :class:`Answer`, packed."""
+    where = _own_address()
     try:
-        job = msgspec.msgpack.decode(unpack(packed), type=Job)
+        jobs = msgspec.msgpack.decode(unpack(packed), type=list[Job])
     except (ValueError, msgspec.MsgspecError) as error:
-        return pack(Outcome(status="refused", where=_own_address(), text=f"not a job: {error}"))
-    compiler = find_compiler(job.toolchain)
-    if compiler is None:
-        return pack(Outcome(status="refused", where=_own_address(), text="another toolchain"))
+        return pack(Answer(where=where, refused=f"no jobs: {error}"))
+    compilers = {identity: find_compiler(identity) for identity in {job.toolchain for job in jobs}}
+    if not jobs or None in compilers.values():
+        return pack(Answer(where=where, refused="another toolchain"))
     worker = _worker()
+    wanted = {blob.sha256 for job in jobs for blob in job.files}
+    lacking = [sha256 for sha256 in wanted if not worker.store.has(sha256)]
+    if lacking:
+        return pack(Answer(where=where, lacking=lacking))
+    outcomes: list[Outcome] = []
     with worker.lock:
         worker.running += 1
     try:
-        outcome = run_backend(job, compiler, worker.store, worker.work, lambda: _still_wanted(key))
+        for job in jobs:
+            compiler = compilers[job.toolchain]
+            assert compiler is not None
+            outcome = run_backend(job, compiler, worker.store, worker.work, lambda: _still_wanted(key))
+            outcomes.append(outcome)
+            lacking += outcome.lacking  # It was altered, or pruned meanwhile.
+            if outcome.status == "cancelled":
+                break
     finally:
         with worker.lock:
             worker.running -= 1
-    return pack(msgspec.structs.replace(outcome, where=_own_address()))
+    return pack(Answer(where=where, outcomes=outcomes, lacking=list(dict.fromkeys(lacking))))
 
 
 def _own_address() -> str:

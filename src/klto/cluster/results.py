@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The partition of all backends' objects: their keys tell options and toolchains apart.
 _PARTITION = "cluster1"
+#: Entries that go into the index together; a link that is killed forgets fewer than these.
+_AT_ONCE = 16
 
 
 class Results:
@@ -30,7 +32,8 @@ class Results:
         if self._partition is not None:
             os.makedirs(self._partition.folder, exist_ok=True)
         self._entries: dict[str, Entry] = self._partition.entries() if self._partition else {}
-        self.added = 0
+        self._new: list[Entry] = []
+        self._added = False
 
     def find(self, job: Job, target: Path) -> bool:
         """Put the object of an equal job to ``target``; False when there is none, or it was altered."""
@@ -57,15 +60,27 @@ class Results:
         try:
             with open(aside, "wb") as stream:
                 stream.write(data)
-            with self._partition.locked():
-                self._partition.append([self._partition.put(key, aside)])
-            self.added += 1
+            self._new.append(self._partition.put(key, aside))
+            self._added = True
         except OSError:
             Path(aside).unlink(missing_ok=True)
+        if len(self._new) >= _AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        """Put new entries into the index."""
+        new, self._new = self._new, []
+        if self._partition is not None and new:
+            try:
+                with self._partition.locked():
+                    self._partition.append(new)
+            except OSError:
+                return  # Without their lines they count for nothing.
 
     def close(self) -> None:
-        """Keep the store within its limit."""
-        if self._root is not None and self.added:
+        """Keep what is new, and the store within its limit."""
+        self._write()
+        if self._root is not None and self._added:
             from klto.link.prune import prune
 
             prune(str(self._root), DEFAULT_LIMIT)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from klto import process
 from klto.cluster.module_flags import read_module_flags
+from klto.cluster.modules import Place, place_of_file
 from klto.cluster.options import Undistributable
 from klto.objects.archive import read_archive
 from klto.objects.errors import MalformedObject
@@ -34,13 +35,18 @@ class Source(NamedTuple):
         return self.argument if self.member is None else self.member.where
 
     @property
-    def path(self) -> str | None:
-        """The file that holds this module and nothing else."""
-        return self.argument if self.member is None else self.member.path
+    def place(self) -> Place:
+        """Where its bitcode lies.
 
-    def read(self) -> bytes:
-        """Its bitcode."""
-        return Path(self.argument).read_bytes() if self.member is None else bytes(self.member.data())
+        :raises Undistributable: when that is in an archive within an archive.
+        """
+        if self.member is None:
+            return place_of_file(self.argument)
+        if self.member.path is None:
+            return Place(self.argument, self.member.offset, self.member.size, False)
+        if self.member.where != self.member.path:
+            raise Undistributable(f"{self.argument} has a member in another archive, {self.member.where}")
+        return place_of_file(self.member.path)
 
 
 class ThinLink(NamedTuple):
@@ -107,7 +113,7 @@ def _ups(name: str) -> int:
 def _check_unlinked(request: LinkRequest, source: Source) -> None:
     """A module that no shard was written for is an archive's member that nobody needs, or one without ThinLTO."""
     try:
-        summary = read_module_flags(source.read(), source.where).summary
+        summary = read_module_flags(source.place.read(), source.where).summary
     except MalformedObject as error:
         raise Undistributable(str(error)) from error
     if summary != "thin":

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from klto.cluster.job import digest_of
 from klto.files import write_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from klto.cluster.job import Job
 
 #: CPU seconds of a backend for which no time is known: starting clang, and for each byte of bitcode. From the 690
 #: and 924 modules of arm64 and x86_64 6.12 kernels; only the order that it gives matters.
 _START, _PER_BYTE = 0.04, 2e-6
 
 
-class Times:
-    """Seconds by module name, of the last link of a set of modules of these names."""
+def expected_of(size: int) -> float:
+    """CPU seconds that a module of ``size`` bytes of bitcode is expected to take when nothing else is known."""
+    return _START + _PER_BYTE * size
 
-    def __init__(self, cache: Path | None, jobs: Sequence[Job]) -> None:
+
+class Times:
+    """Seconds by module name, of the last links at ``place``: text that tells links apart. Two that share it only
+    have their jobs ordered less well."""
+
+    def __init__(self, cache: Path | None, place: str) -> None:
         self._path: Path | None = None
         self._seconds: dict[str, float] = {}
         self._fresh = False
-        if cache is not None and jobs:
-            # The first module's name and target tell links apart; two links that share a file only order less well.
-            place = f"{jobs[0].name}\0{jobs[0].options.triple}"
+        if cache is not None:
             self._path = cache / "times" / f"{digest_of(place.encode('utf-8', 'surrogateescape'))}.json"
             self._load(self._path)
 
@@ -42,7 +40,7 @@ class Times:
 
     def expected(self, name: str, size: int) -> float:
         """CPU seconds that a module of ``size`` bytes of bitcode is expected to take."""
-        return self._seconds.get(name, _START + _PER_BYTE * size)
+        return self._seconds.get(name, expected_of(size))
 
     def took(self, name: str, seconds: float) -> None:
         """A module's backend has ended."""

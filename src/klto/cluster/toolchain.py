@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +15,9 @@ from klto.errors import UsageError
 from klto.files import user_cache_dir
 from klto.kernel.toolchain import candidates
 from klto.kernel.toolchain_probe import AnswerCache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: Shared libraries that LLVM's code is in; others (libc, libz) do not decide about generated code.
 _LLVM_LIBRARIES = ("libLLVM", "libclang")
@@ -40,17 +42,38 @@ class Compiler(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.version}, build {self.build[:12]}, {len(self.targets)} targets"
 
 
-@cache
+#: Compilers that this process has asked, by path, each with the stamps of its files.
+_asked: dict[str, tuple[dict[str, tuple[int, ...]], Compiler]] = {}
+
+
 def compiler_at(path: str) -> Compiler:
-    """Ask a clang; what it answered is remembered for as long as the program and LLVM's library are the same files.
+    """Ask a clang; what it answered is remembered for as long as the program and LLVM's library are the same files:
+    a worker outlives upgrades.
 
     :raises UsageError: when it does not answer.
     """
+    real = os.path.realpath(path)
+    known = _asked.get(real)
+    if known is not None and known[0] == _stamps(known[0]):
+        return known[1]
+    files = [real, *_llvm_libraries(real)]
+    stamps = _stamps(files)
     answers = AnswerCache(user_cache_dir() / "toolchain.json")
-    real = Path(os.path.realpath(path))
-    binaries = [real, *map(Path, _llvm_libraries(str(real)))]
-    version, build, targets = answers.get("cluster identity", binaries, lambda: _ask(str(real)))
-    return Compiler(path=str(real), version=version, build=build, targets=tuple(targets))
+    version, build, targets = answers.get("cluster identity", list(map(Path, files)), lambda: _ask(real))
+    compiler = Compiler(path=real, version=version, build=build, targets=tuple(targets))
+    _asked[real] = stamps, compiler
+    return compiler
+
+
+def _stamps(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue  # Then it differs from what it was.
+        found[file] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return found
 
 
 def _ask(path: str) -> list[Any]:
@@ -87,6 +110,9 @@ def compilers_here() -> list[Compiler]:
 
 def find_compiler(identity: str) -> Compiler | None:
     """The clang here with this identity."""
+    for stamps, compiler in list(_asked.values()):
+        if compiler.identity == identity and stamps == _stamps(stamps):
+            return compiler
     return next((c for c in compilers_here() if c.identity == identity), None)
 
 

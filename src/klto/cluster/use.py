@@ -15,6 +15,9 @@ class Use(msgspec.Struct):
     :ivar lost: backends that ended without a verdict on their module: worker gone, no memory, no disk, damaged.
     :ivar again: jobs run a second time because the first run was slow or silent.
     :ivar refused: workers with another toolchain.
+    :ivar prepare_seconds: from the thin link's end until the last job was ready; the first have run by then.
+    :ivar client_cpu_seconds: of the link's own process between thin and final link, loading Dask aside;
+        ``helper``: of looking at modules, by its helpers or itself; ``scheduler``: of the scheduler's process.
     :ivar faults: what happened, in words.
     """
 
@@ -36,6 +39,9 @@ class Use(msgspec.Struct):
     backend_seconds: float = 0.0
     backend_cpu_seconds: float = 0.0
     final_link_seconds: float = 0.0
+    client_cpu_seconds: float = 0.0
+    helper_cpu_seconds: float = 0.0
+    scheduler_cpu_seconds: float = 0.0
     faults: list[str] = []
 
     def say(self, text: str) -> None:
