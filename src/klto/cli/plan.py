@@ -182,9 +182,9 @@ def _notes(options: dict[str, str], plan: MachinePlan) -> Iterator[str]:
     if options.get("DEBUG_INFO_BTF") == "y" and not seen:
         yield "CONFIG_DEBUG_INFO_BTF: pahole's memory after the link is not part of the estimate"
     if options.get("DEBUG_INFO") == "y":
-        yield "CONFIG_DEBUG_INFO: calibrated without; the link takes up to twice the time, for the debug information"
+        yield "CONFIG_DEBUG_INFO: calibrated without; the link can take twice the time"
         if options.get("X86_64") == "y" and all(e.finish is None for e in plan.estimates):
-            yield "CONFIG_DEBUG_INFO: objtool's memory is not part of the estimate until one such kernel was built here"
+            yield "CONFIG_DEBUG_INFO: objtool's memory is not known until such a kernel was built here"
 
 
 def _span(found: Range, show: object) -> str:
