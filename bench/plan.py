@@ -121,14 +121,27 @@ def calibrate(builds: list[Path]) -> None:
     by_mode = {mode: [m for m in links if m.mode == mode and m.jobs] for mode in ("thin", "full")}
     cached = [m for m in links if not m.jobs]
     versions = sorted({_version(m) for m in links if m.objtool_peak is not None})
+    objtool = {each: _fit_objtool([m for m in links if _version(m) == each]) for each in versions}
+    # Versions that are not among these builds stay as they were measured.
+    before = json.loads(Path(CALIBRATION).read_text())["memory"]["objtool"]
     memory = _fit(links) | {
-        "objtool": {each: _fit_objtool([m for m in links if _version(m) == each]) for each in versions},
+        "objtool": before | objtool,
         "vmlinux_o": {k: statistics.fmean(m.vmlinux_o / m.bitcode for m in of) for k, of in by_mode.items()},
     }
     model = MemoryModel(memory)
     cpu = {mode: statistics.median(_cpu(m) for m in of) for mode, of in by_mode.items()}
     found = Calibration(
-        on=f"{'; '.join(map(_describe, builds))}; whole and in parts; {first_line(LINKER, '--version')}",
+        on="; ".join(
+            [
+                *map(_describe, builds),
+                *(
+                    f"objtool of {each} on an earlier kernel"
+                    for each in sorted(before.keys() - objtool.keys())
+                ),
+                "whole and in parts",
+                first_line(LINKER, "--version"),
+            ]
+        ),
         cpu_per_instruction=cpu,
         serial_per_instruction=statistics.median(_cpu(m) for m in cached),
         instructions_per_byte=statistics.fmean((m.subject.instructions or 0) / m.bitcode for m in links),

@@ -255,6 +255,14 @@ def test_one_build_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "nothing to compare with" in capsys.readouterr().err
 
 
+def test_a_stripped_image_says_so(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tool("llvm-strip"), image, "-o", tmp_path / "stripped")
+    assert main(["compare", str(image), str(tmp_path / "stripped")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("note: its image is stripped: symbols not known") == 1
+    assert "Symbols" not in out
+
+
 def test_images_of_different_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x86, arm = (assembled("nop", 19, target) for target in ("x86_64-linux-gnu", "aarch64-linux-gnu"))
     assert main(["compare", str(x86), str(arm)]) == 2

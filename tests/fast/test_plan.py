@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from klto.link.inputs import Inputs, Module
 from klto.link.memory_model import MemoryModel
 from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
 from klto.report.history import summarise
-from klto.report.plan import Basis, find_basis, make_machine_plan
+from klto.report.plan import Basis, count_instructions, find_basis, make_machine_plan
 from tests.conftest import Klto
 
 MIB = 1 << 20
@@ -138,6 +139,17 @@ def test_what_fits_is_recommended(
         assert plan.recommended is not None
         fits = [e.jobs for e in plan.estimates if e.mode == "thin" and plan.fits(e)]
         assert plan.recommended.jobs == max(fits) == jobs
+
+
+@pytest.mark.parametrize("mode", ["thin", "full"])
+@pytest.mark.parametrize("llvm", [14, 19, 22])
+def test_instructions_are_those_of_the_summary(llvm: int, mode: str) -> None:
+    text = "int f(int x) { return x; } int g(int x) { return f(x) + x * 3; }"
+    found = compiled(text, llvm, "-O0", f"-flto={mode}")
+    dumped = run(tool("llvm-bcanalyzer", llvm), "--dump", found)
+    counts = re.findall(r"<PERMODULE(?:_PROFILE|_RELBF)? .*?op2=(\d+)", dumped)
+    assert len(counts) == 2
+    assert count_instructions(found.read_bytes(), "f") == sum(map(int, counts)) > 5
 
 
 def test_basis_is_the_bitcode_of_the_archive(tmp_path: Path) -> None:
