@@ -1,88 +1,92 @@
-"""``klto plan``'s predictions, held against links of the test kernels; and how they are calibrated.
+"""``klto plan``'s predictions, held against links of whole kernels; and how they are calibrated.
 
-``python -m bench plan`` predicts and measures. ``python -m bench.plan calibrate DIR... `` measures links of other
-build dirs, of all their modules and of parts of them, and writes src/klto/report/calibration.json.
+``python -m bench plan`` predicts and measures the test kernels, ``python -m bench.plan DIR...`` any build dirs.
+``python -m bench.plan calibrate DIR...`` measures links of other build dirs, of all their modules and of parts of
+them, and writes src/klto/link/calibration.json. configs/calibration.config says which build dirs.
 """
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from bench.pairs import first_line
 from klto import process
 from klto.files import user_cache_dir
-from klto.kernel.kconfig import lto_of
+from klto.kernel.kconfig import lto_of, read_config
 from klto.link.imports import link_options
+from klto.link.memory import kernel_key
+from klto.link.memory_model import CALIBRATION, MemoryModel
 from klto.link.reference import measure_reference
 from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
-from klto.report.estimate import AfterLink, Calibration, Coefficients, Objtool, estimate, load_calibration
+from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
+from klto.report.plan import count_instructions
 from klto.report.units import size
 
 CLANG, LINKER = "/usr/lib/llvm-19/bin/clang", "/usr/lib/llvm-19/bin/ld.lld"
-TEST_KERNELS = ("x86_64-6.12", "arm64-6.12", "x86_64-6.1", "x86_64-6.12-full")
-#: What is linked of the calibrating builds, and by how many backends.
-THIN_PARTS = ((1.0, 2), (0.5, 2), (0.25, 2), (0.5, 1))
-FULL_PARTS = ((0.25, 1), (0.125, 1))
-OUTPUT = Path(__file__).parent.parent / "src/klto/report/calibration.json"
+TEST_KERNELS = ("x86_64-6.12", "arm64-6.12", "x86_64-6.1", "x86_64-6.12-full", "x86_64-6.12-defconfig")
+#: What is linked of the calibrating builds, and by how many backends; 0: everything from the cache.
+THIN_PARTS = ((1.0, 2), (1.0, 0), (0.5, 4), (0.5, 1), (0.25, 2), (0.25, 0))
+FULL_PARTS = ((1.0, 1), (0.5, 1), (0.25, 1))
+#: Bytes for each byte of an input without bitcode: itself and the output. Not fitted: they are few.
+PER_NATIVE = 2.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One link."""
+    """One link. ``jobs`` is 0 when everything came from the cache; ``reference``: CPU seconds of the reference link
+    just before."""
 
-    version: str
+    name: str
+    subject: Subject
     mode: str
     jobs: int
-    modules: tuple[int, ...]
     wall: float
     cpu: float
     peak: int
     vmlinux_o: int
     objtool_peak: int | None
+    reference: float
+
+    @property
+    def bitcode(self) -> int:
+        """Bytes."""
+        return sum(self.subject.modules)
 
 
-def measure(build: Path, share: float, jobs: int) -> Measured:
+def measure(build: Path, share: float, jobs: int, reference: float) -> Measured:
     """Link a share of a build dir's modules as Kbuild does, and run objtool over the result if Kbuild does."""
     members = [m for archive in link_inputs(build) for m in leaves(read_archive(archive))]
     wanted = members[:: round(1 / share)]
-    bitcode = tuple(
-        Path(m.path).stat().st_size for m in wanted if m.path is not None and m.kind() == "bitcode"
+    sizes = [(m.kind(), Path(m.path).stat().st_size) for m in wanted if m.path is not None]
+    subject = Subject(
+        tuple(each for kind, each in sizes if kind == "bitcode"),
+        sum(each for kind, each in sizes if kind == "elf"),
+        sum(count_instructions(m.data(), m.where) for m in wanted if m.kind() == "bitcode"),
+        kernel_of(build),
     )
     with tempfile.TemporaryDirectory(dir=user_cache_dir()) as folder:
         listing, out = Path(folder, "members"), Path(folder, "vmlinux.o")
         listing.write_text("\n".join(f'"{Path(m.path or "").absolute()}"' for m in wanted))
         options = link_options(saved_link(build)[1:])
-        argv: list[process.Arg] = [
-            LINKER,
-            *options,
-            "-r",
-            "-o",
-            out,
-            "--whole-archive",
-            f"@{listing}",
-            "--no-whole-archive",
-        ]
-        used = process.run([*argv, f"--threads={jobs}", f"--thinlto-jobs={jobs}"], cwd=build).usage
+        cache = [f"--thinlto-cache-dir={folder}/cache"] if jobs == 0 else []
+        parallel = [f"--threads={jobs or 2}", f"--thinlto-jobs={jobs or 2}"]
+        inputs = ["--whole-archive", f"@{listing}", "--no-whole-archive"]
+        argv: list[process.Arg] = [LINKER, *options, "-r", "-o", out, *inputs, *parallel, *cache]
+        if cache:
+            process.run(argv, cwd=build)
+        used = process.run(argv, cwd=build).usage
         length = out.stat().st_size
-        checked = _objtool(build, out)
-    return Measured(
-        version_of(build),
-        lto_of(build / ".config"),
-        jobs,
-        bitcode,
-        used.wall_seconds,
-        used.cpu_seconds,
-        used.peak_bytes,
-        length,
-        checked,
-    )
+        checked = _objtool(build, out) if jobs else None
+    found = used.wall_seconds, used.cpu_seconds, used.peak_bytes, length, checked, reference
+    return Measured(build.name, subject, lto_of(build / ".config"), jobs, *found)
 
 
 def _objtool(build: Path, out: Path) -> int | None:
@@ -93,31 +97,75 @@ def _objtool(build: Path, out: Path) -> int | None:
     return process.run(words, cwd=build).usage.peak_bytes
 
 
+def kernel_of(build: Path) -> str:
+    """Which kernel it is, from its .config, whose third line is ``# Linux/x86 6.12.117 Kernel Configuration``."""
+    _, kernel, version = (build / ".config").read_text().splitlines()[2].split()[:3]
+    arch = kernel.partition("/")[2].replace("x86", "x86_64")
+    return kernel_key(version, arch, read_config(build / ".config").get("DEBUG_INFO") == "y")
+
+
+def predict(link: Measured, calibration: Calibration) -> Estimate:
+    """What klto plan would have said, on a machine that has linked nothing yet."""
+    return estimate(link.mode, link.jobs, link.subject, link.reference, calibration, measured=None)
+
+
 def calibrate(builds: list[Path]) -> None:
     """Measure and fit; prints every link."""
-    reference = measure_reference(CLANG, LINKER)
-    print(f"reference link {reference:.2f} s of CPU")
     links = []
     for build in builds:
+        reference = measure_reference(CLANG, LINKER)
+        print(f"reference link {reference:.2f} s of CPU")
         for share, jobs in THIN_PARTS if lto_of(build / ".config") == "thin" else FULL_PARTS:
-            links.append(measure(build, share, jobs))
-            _print(build.name, links[-1])
-    modes = {mode: _fit([m for m in links if m.mode == mode], reference) for mode in ("thin", "full")}
-    versions = {m.version for m in links if m.objtool_peak is not None}
-    per = {mode: _mean([m.vmlinux_o / sum(m.modules) for m in links if m.mode == mode]) for mode in modes}
-    on = [_describe(b) for b in builds]
+            links.append(measure(build, share, jobs, reference))
+            print_link(links[-1])
+    by_mode = {mode: [m for m in links if m.mode == mode and m.jobs] for mode in ("thin", "full")}
+    cached = [m for m in links if not m.jobs]
+    versions = sorted({_version(m) for m in links if m.objtool_peak is not None})
+    objtool = {each: _fit_objtool([m for m in links if _version(m) == each]) for each in versions}
+    # Versions that are not among these builds stay as they were measured.
+    before = json.loads(Path(CALIBRATION).read_text())["memory"]["objtool"]
+    memory = _fit(links) | {
+        "objtool": before | objtool,
+        "vmlinux_o": {k: statistics.fmean(m.vmlinux_o / m.bitcode for m in of) for k, of in by_mode.items()},
+    }
+    model = MemoryModel(memory)
+    cpu = {mode: statistics.median(_cpu(m) for m in of) for mode, of in by_mode.items()}
     found = Calibration(
-        on=f"{'; '.join(on)}; whole or in parts; {first_line(LINKER, '--version')}",
-        modes=modes,
-        after=AfterLink(
-            vmlinux_o_per_byte=per,
-            objtool={name: _fit_objtool([m for m in links if m.version == name]) for name in versions},
-            disk_per_byte=_mean([_disk(b) / (b / "vmlinux.o").stat().st_size for b in builds]),
-            cache_per_byte=per["thin"],
+        on="; ".join(
+            [
+                *map(_describe, builds),
+                *(
+                    f"objtool of {each} on an earlier kernel"
+                    for each in sorted(before.keys() - objtool.keys())
+                ),
+                "whole and in parts",
+                first_line(LINKER, "--version"),
+            ]
         ),
+        cpu_per_instruction=cpu,
+        serial_per_instruction=statistics.median(_cpu(m) for m in cached),
+        instructions_per_byte=statistics.fmean((m.subject.instructions or 0) / m.bitcode for m in links),
+        memory_error={k: max(abs(_expected(model, m) / m.peak - 1) for m in of) for k, of in by_mode.items()},
+        cpu_error={k: max(abs(cpu[k] / _cpu(m) - 1) for m in of) for k, of in by_mode.items()},
+        disk_per_byte=statistics.fmean(_disk(b) / (b / "vmlinux.o").stat().st_size for b in builds),
     )
-    OUTPUT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    print(OUTPUT.read_text())
+    written = {**msgspec.to_builtins(found), "memory": memory}
+    Path(CALIBRATION).write_text(json.dumps(written, indent=2) + "\n")
+    print(Path(CALIBRATION).read_text())
+
+
+def _cpu(link: Measured) -> float:
+    """Reference links for each instruction."""
+    return link.cpu / (link.subject.instructions or 0) / link.reference
+
+
+def _version(link: Measured) -> str:
+    return link.subject.kernel.split()[0]
+
+
+def _expected(model: MemoryModel, link: Measured) -> float:
+    subject = link.subject
+    return model.link(subject.modules, subject.native_bytes, full=link.mode == "full", jobs=link.jobs)
 
 
 def _describe(build: Path) -> str:
@@ -132,86 +180,86 @@ def _disk(build: Path) -> int:
     return sum(p.stat().st_size for p in build.iterdir() if p.is_file() and "vmlinux" in p.name)
 
 
-def _fit_objtool(links: list[Measured]) -> Objtool:
+def _fit_objtool(links: list[Measured]) -> list[float]:
+    import numpy as np  # Late: a child's peak is never less than its parent's (klto.process).
+
     lengths = [m.vmlinux_o for m in links if m.objtool_peak]
     slope, base = np.polyfit(lengths, [m.objtool_peak for m in links if m.objtool_peak], 1)
-    return Objtool(base=max(0.0, float(base)), per_byte=float(slope))
+    return [max(0.0, float(base)), float(slope)]
 
 
-def version_of(build: Path) -> str:
-    """``6.12``, from the third line of the .config."""
-    return ".".join((build / ".config").read_text().splitlines()[2].split()[2].split(".")[:2])
+def _fit(links: list[Measured]) -> dict[str, float]:
+    """Least squares of the relative error over all links at once, with no negative coefficient."""
+    import numpy as np
 
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _fit(links: list[Measured], reference: float) -> Coefficients:
-    """Least squares of the relative error, with no negative coefficient."""
-    totals = np.array([sum(m.modules) for m in links], float)
+    names = ("base", "per_bitcode", "pool", "per_backend", "per_full")
+    rows = []
+    for m in links:
+        thin, at_work = m.mode == "thin", m.mode == "thin" and m.jobs > 0
+        at_once = sum(sorted(m.subject.modules, reverse=True)[: m.jobs])
+        rows.append([1, m.bitcode * thin, at_work, at_once * at_work, m.bitcode * (not thin)])
+    matrix = np.array(rows, float)
+    wanted = np.array([m.peak - PER_NATIVE * m.subject.native_bytes for m in links], float)
     peaks = np.array([m.peak for m in links], float)
-    at_once = np.array([sum(sorted(m.modules)[-m.jobs :]) if m.mode == "thin" else 0 for m in links], float)
-    columns = [np.ones(len(links)), totals, at_once]
-    used = [0, 1, 2] if links[0].mode == "thin" else [0, 1]
+    used = list(range(len(names)))
     while True:
-        matrix = np.column_stack([columns[i] for i in used]) / peaks[:, None]
-        solution, *_ = np.linalg.lstsq(matrix, np.ones(len(links)), rcond=None)
-        if (solution >= 0).all() or len(used) == 1:
+        solution, *_ = np.linalg.lstsq(matrix[:, used] / peaks[:, None], wanted / peaks, rcond=None)
+        if (solution >= 0).all():
             break
         used.pop(int(np.argmin(solution)))
-    memory = dict.fromkeys((0, 1, 2), 0.0) | dict(zip(used, solution.tolist(), strict=True))
-    predicted = sum(memory[i] * columns[i] for i in (0, 1, 2))
-    cpu = np.array([m.cpu for m in links]) / totals / reference
-    return Coefficients(
-        base=memory[0],
-        per_byte=memory[1],
-        per_backend_byte=memory[2],
-        cpu_per_byte=float(np.median(cpu)),
-        memory_error=float(np.max(np.abs(predicted / peaks - 1))),
-        cpu_error=float(np.max(np.abs(np.median(cpu) / cpu - 1))),
-    )
+    found = dict.fromkeys(names, 0.0) | {names[i]: float(x) for i, x in zip(used, solution, strict=True)}
+    return {**found, "per_native": PER_NATIVE}
 
 
-def _print(name: str, m: Measured) -> None:
+def print_link(m: Measured) -> None:
+    """One line for a link."""
     checked = size(m.objtool_peak) if m.objtool_peak else "-"
     print(
-        f"{name:<18} {m.mode} {len(m.modules):5} modules {size(sum(m.modules)):>8} -j{m.jobs} "
+        f"{m.name:<22} {m.mode} {len(m.subject.modules):5} modules {size(m.bitcode):>8} -j{m.jobs} "
         f"{m.wall:6.1f} s wall {m.cpu:6.1f} s CPU, peak {size(m.peak):>8}, vmlinux.o {size(m.vmlinux_o):>8}, "
         f"objtool {checked}",
         flush=True,
     )
 
 
-def main() -> None:
+def print_row(m: Measured, found: Estimate) -> None:
+    """Predicted against measured, as docs/reports.md has it."""
+    what = f"| {m.name}, {len(m.subject.modules)} modules, {m.mode}"
+    memory = f"{size(found.link.middle)} | {size(m.peak)} | {_off(found.link.middle, m.peak)}"
+    cpu = (
+        f"{found.cpu.middle / m.reference:.1f} | {m.cpu / m.reference:.1f} | {_off(found.cpu.middle, m.cpu)}"
+    )
+    wall = f"{found.seconds.middle / m.reference:.1f} | {m.wall / m.reference:.1f} | "
+    print(f"{what} | link's memory | {memory} |")
+    print(f"{what} | link's CPU time, reference links | {cpu} |")
+    print(f"{what} | link, {m.jobs} backends, reference links | {wall}{_off(found.seconds.middle, m.wall)} |")
+    if m.objtool_peak and found.finish:
+        objtool = f"{size(found.finish.middle)} | {size(m.objtool_peak)} | "
+        print(f"{what} | objtool's memory | {objtool}{_off(found.finish.middle, m.objtool_peak)} |")
+    sys.stdout.flush()
+
+
+def _off(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.0f} %"
+
+
+def main(builds: list[Path] | None = None) -> None:
     """Predicted against measured, on kernels that took no part in the calibration."""
     calibration = load_calibration()
-    reference = measure_reference(CLANG, LINKER)
-    print(f"reference link {reference:.2f} s of CPU; calibrated on {calibration.on}")
-    for name in TEST_KERNELS:
-        build = user_cache_dir() / "test" / name
+    print(f"calibrated on {calibration.on}")
+    for build in builds or [user_cache_dir() / "test" / name for name in TEST_KERNELS]:
         if not (build / "vmlinux.a").exists():
-            print(f"{name}: not built (make test-real builds it)")
+            print(f"{build.name}: not built (make test-real and make soak build it)")
             continue
-        measured = measure(build, 1.0, 2)
-        _print(name, measured)
-        found = estimate(
-            measured.mode,
-            2,
-            measured.modules,
-            reference,
-            calibration,
-            objtool=measured.version if measured.objtool_peak else None,
+        found = measure(
+            build, 1.0, 1 if lto_of(build / ".config") == "full" else 2, measure_reference(CLANG, LINKER)
         )
-        cpu = calibration.modes[measured.mode].cpu_per_byte * sum(measured.modules) * reference
-        memory = f"memory {100 * (found.link.middle / measured.peak - 1):+.0f}%"
-        if measured.objtool_peak and found.objtool:
-            memory += f", objtool {100 * (found.objtool.middle / measured.objtool_peak - 1):+.0f}%"
-        print(f"{'':<18} predicted: {memory}, CPU time {100 * (cpu / measured.cpu - 1):+.0f}%", flush=True)
+        print_link(found)
+        print_row(found, predict(found, calibration))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["calibrate"]:
         calibrate([Path(name) for name in sys.argv[2:]])
     else:
-        main()
+        main([Path(name) for name in sys.argv[1:]])

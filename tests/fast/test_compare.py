@@ -101,7 +101,7 @@ def test_promoted_and_numbered_names_are_matched_to_their_origin() -> None:
     new = old.replace("foo", "foo.llvm.1234567").replace("bar.3", "bar.llvm.9.12").replace("20", "24")
     images = [Image(assembled(".data\n" + text, 19, "x86_64-linux-gnu")) for text in (old, new)]
     assert [(c.name, c.delta, c.change) for c in diff_symbols(*images).changes] == [("bar", 4, Change.GROWN)]
-    assert origin_of("foo.llvm.12") == origin_of("foo.5") == "foo"
+    assert origin_of("foo.llvm.12") == origin_of("foo.5") == origin_of("foo.specialized.3.llvm.12") == "foo"
     assert origin_of("foo.cold") == "foo.cold"
 
 
@@ -124,8 +124,11 @@ def test_inlined_is_told_from_removed(tmp_path: Path) -> None:
         "compiled_away": Change.COMPILED_AWAY,
         "patched_out": Change.REMOVED,
         "macro_made": Change.GONE,
-        "old_file": Change.GONE,
+        "old_file": Change.UNLINKED,
     }
+    (tmp_path / "old/kernel/b.c").write_text("old_file")
+    changes = {c.name: c.change for c in diff_symbols(first, second, before, after, trees).changes}
+    assert changes["old_file"] is Change.REMOVED
     # In one tree a file that is older than the first build is the file that it compiled.
     os.utime(tmp_path / "new/kernel/a.c", (100, 100))
     same = Trees(tmp_path / "new", tmp_path / "new", began=200.0)
@@ -250,6 +253,14 @@ def test_running_build_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_one_build_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(write_record(tmp_path / "b", sample_record(3)))]) == 2
     assert "nothing to compare with" in capsys.readouterr().err
+
+
+def test_a_stripped_image_says_so(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tool("llvm-strip"), image, "-o", tmp_path / "stripped")
+    assert main(["compare", str(image), str(tmp_path / "stripped")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("note: its image is stripped: symbols not known") == 1
+    assert "Symbols" not in out
 
 
 def test_images_of_different_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

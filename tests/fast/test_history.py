@@ -72,11 +72,26 @@ def test_noise_and_failed_builds_are_no_jumps() -> None:
     assert find_jumps([*_runs([1000, 1000]), *_runs([0, 0, 5000], status="failed")[2:]]) == []
 
 
-def test_link_time_of_an_incremental_link_is_not_compared() -> None:
-    metric = next(m for m in METRICS if m.name == "link_seconds")
+def test_time_and_memory_of_an_incremental_link_are_not_compared() -> None:
     (run,) = _runs([1])
     assert run.generated != run.bitcode_modules
-    assert metric.of(run) is None
+    values = {metric.name: metric.of(run) for metric in METRICS}
+    assert (values["link_seconds"], values["link_peak_bytes"], values["vmlinux_bytes"]) == (None, None, 1)
+
+
+def test_a_few_bytes_are_plotted_as_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for run in _runs([1 << 20, (1 << 20) + 50, (1 << 20) + 100]):
+        append(run)
+    assert main(["history", "--all"]) == 0
+    plotted = [line for line in capsys.readouterr().out.splitlines() if "•" in line]
+    assert len(plotted) <= 2  # A slope takes a line for each row of the plot.
+
+
+def test_a_jump_against_runs_that_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for run in _runs([1 << 20, 1 << 20, 3 << 19]):
+        append(run)
+    assert main(["history", "--all", "--limit", "1"]) == 0
+    assert "jump: vmlinux" in capsys.readouterr().out
 
 
 def test_list_plot_and_jump(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,12 +131,25 @@ def test_what_was_measured_corrects_the_estimate(tmp_path: Path, monkeypatch: py
 
 def test_largest_process_after_the_link(tmp_path: Path) -> None:
     measured = tmp_path / "measured.jsonl"
-    assert memory.estimate_finish(measured, 10_000_000, objtool=False) is None
-    guess = memory.estimate_finish(measured, 10_000_000, objtool=True)
-    assert guess is not None
-    assert guess[0] == "objtool"
-    memory.remember_finish(measured, "pahole", 10_000_000, 900_000_000)
-    assert memory.estimate_finish(measured, 20_000_000, objtool=True) == ("pahole", 1_800_000_000)
+
+    def after(bitcode: int, kernel: str = "6.12 x86_64", full: bool = False) -> object:
+        return memory.estimate_finish(measured, bitcode, kernel, full)
+
+    def untaught(bitcode: int, kernel: str = "6.12 x86_64", full: bool = False) -> object:
+        return memory.estimate_finish(None, bitcode, kernel, full)
+
+    guess = after(10_000_000)
+    assert isinstance(guess, tuple)
+    assert (guess[0], after(10_000_000, "6.12 arm64")) == ("objtool", None)
+    key = memory.kernel_key("6.12.117", "x86_64", False)
+    memory.remember_finish(measured, "pahole", 10_000_000, 900_000_000, key, False)
+    assert after(12_000_000) == ("pahole", 1_080_000_000)
+    # Another version, kind of LTO, architecture or size is another kernel, and so is one with debug information.
+    assert after(10_000_000, "6.1 x86_64") == untaught(10_000_000, "6.1 x86_64")
+    assert after(10_000_000, full=True) == untaught(10_000_000, full=True)
+    assert after(20_000_000) == untaught(20_000_000)
+    assert after(10_000_000, "6.12 arm64") is None
+    assert after(10_000_000, memory.kernel_key("6.12.117", "x86_64", True)) is None
 
 
 def test_full_lto_that_cannot_fit_is_refused_before_it_begins() -> None:

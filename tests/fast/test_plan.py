@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,83 +14,123 @@ from report_samples import sample_record
 
 from klto import machine
 from klto.errors import UsageError
-from klto.report.estimate import AfterLink, Calibration, Coefficients, Objtool, estimate, load_calibration
+from klto.link import memory, memory_model
+from klto.link.inputs import Inputs, Module
+from klto.link.memory_model import MemoryModel
+from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
 from klto.report.history import summarise
-from klto.report.plan import Basis, find_basis, make_machine_plan
+from klto.report.plan import Basis, count_instructions, find_basis, make_machine_plan
 from tests.conftest import Klto
 
 MIB = 1 << 20
+MODEL = MemoryModel(
+    {
+        "base": 50 * MIB,
+        "per_bitcode": 2.0,
+        "per_native": 3.0,
+        "pool": 4 * MIB,
+        "per_backend": 10.0,
+        "per_full": 30.0,
+        "objtool": {"6.1": [0.0, 20.0], "6.12": [MIB, 40.0]},
+        "vmlinux_o": {"thin": 0.6, "full": 0.7},
+    }
+)
 CALIBRATION = Calibration(
     on="nothing",
-    modes={
-        "thin": Coefficients(
-            base=50 * MIB,
-            per_byte=2.0,
-            per_backend_byte=10.0,
-            cpu_per_byte=1e-6,
-            memory_error=0.1,
-            cpu_error=0.1,
-        ),
-        "full": Coefficients(
-            base=50 * MIB,
-            per_byte=30.0,
-            per_backend_byte=0.0,
-            cpu_per_byte=2e-6,
-            memory_error=0.5,
-            cpu_error=0.5,
-        ),
-    },
-    after=AfterLink(
-        vmlinux_o_per_byte={"thin": 0.6, "full": 0.7},
-        objtool={"6.1": Objtool(base=0.0, per_byte=20.0), "6.12": Objtool(base=0.0, per_byte=40.0)},
-        disk_per_byte=4.0,
-        cache_per_byte=0.6,
-    ),
+    cpu_per_instruction={"thin": 1e-5, "full": 2e-5},
+    serial_per_instruction=1e-7,
+    instructions_per_byte=0.1,
+    memory_error={"thin": 0.1, "full": 0.5},
+    cpu_error={"thin": 0.1, "full": 0.5},
+    disk_per_byte=4.0,
 )
 MODULES = [MIB, *[MIB // 10] * 100]
+SUBJECT = Subject(MODULES, 7 * MIB, None, "6.18 arm64")
+
+
+@pytest.fixture(autouse=True)
+def _model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round coefficients instead of the calibrated ones."""
+    monkeypatch.setattr(memory_model, "_loaded", [MODEL])
+
+
+def guess(
+    mode: str, jobs: int, reference: float = 1.0, measured: Path | None = None, kernel: str = "6.18 arm64"
+) -> Estimate:
+    """The estimate of SUBJECT, but for what is given."""
+    return estimate(mode, jobs, replace(SUBJECT, kernel=kernel), reference, CALIBRATION, measured=measured)
 
 
 def test_estimate_adds_up_what_it_is_given() -> None:
-    found = estimate("thin", 2, MODULES, 0.5, CALIBRATION, objtool="6.18.1")
+    found = guess("thin", 2, 0.5, kernel="6.18 x86_64")
     total = sum(MODULES)
-    assert found.link.middle == 50 * MIB + 2 * total + 10 * (MODULES[0] + MODULES[1])
-    assert found.objtool is not None
-    assert found.objtool.middle == pytest.approx(40 * 0.6 * total)
-    assert (found.largest, found.memory) == ("objtool", found.objtool)
-    assert found.seconds.middle == pytest.approx(total * 1e-6 * 0.5 / 2)
+    assert found.link.middle == 75 * MIB + 2 * total + 10 * (MODULES[0] + MODULES[1])
+    assert found.finish is not None
+    assert found.finish.middle == pytest.approx(MIB + 40 * 0.6 * total)
+    assert (found.largest, found.finish_process, found.memory) == ("objtool", "objtool", found.finish)
+    assert found.cpu.middle == pytest.approx(total * 1e-6 * 0.5)
+    assert found.seconds.middle == pytest.approx(total * 0.5 * (1e-8 + 0.99e-6 / 2))
     assert found.seconds.low == pytest.approx(0.65 * found.seconds.middle)
     assert found.disk.middle == pytest.approx(4 * 0.6 * total + 0.6 * total)
 
 
+def test_time_is_that_of_the_instructions_where_they_are_known() -> None:
+    found = estimate("thin", 1, replace(SUBJECT, instructions=1_000_000), 0.5, CALIBRATION, measured=None)
+    assert found.seconds.middle == found.cpu.middle == pytest.approx(10 * 0.5)
+
+
+def test_objtool_of_a_kernel_with_debug_information_is_not_guessed() -> None:
+    found = guess("thin", 1, kernel="6.12 x86_64 debug")
+    assert (found.finish, found.largest) == (None, "link")
+
+
+def test_plan_and_link_expect_the_same() -> None:
+    modules = [Module("a", f"{n}.o", f"{n}.o", None, size, lambda: b"") for n, size in enumerate(MODULES)]
+    inputs = Inputs(modules, len(modules), 3, 7 * MIB)
+    for mode, jobs in (("thin", 1), ("thin", 4), ("full", 1)):
+        assert guess(mode, jobs).link.middle == memory.estimate(inputs, mode == "full", jobs)
+
+
+def test_what_was_measured_here_corrects_the_plan_as_it_does_the_link(tmp_path: Path) -> None:
+    measured = tmp_path / "measured.jsonl"
+    before = guess("thin", 2, kernel="6.18 x86_64")
+    line = {"kind": "thin", "bitcode": 2 * MIB, "jobs": 2, "estimate": 100, "peak": 130}
+    memory.append_measured(measured, line)
+    memory.remember_finish(measured, "pahole", sum(MODULES), 900 * MIB, "6.18 x86_64", False)
+    after = guess("thin", 2, measured=measured, kernel="6.18 x86_64")
+    assert after.link.middle == pytest.approx(1.3 * before.link.middle)
+    assert (after.largest, after.memory.middle) == ("pahole", 900 * MIB)
+
+
 @pytest.mark.parametrize(
-    ("version", "per_byte"), [("6.1.7", 20), ("6.6.0", 20), ("6.12.1", 40), ("5.15", 20)]
+    ("version", "per_byte", "base"),
+    [("6.1.7", 20, 0), ("6.6.0", 20, 0), ("6.12.1-rc1", 40, MIB), ("5.15", 20, 0), ("7.0-rc2", 40, MIB)],
 )
-def test_objtool_is_that_of_the_kernels_version(version: str, per_byte: int) -> None:
-    found = estimate("thin", 1, MODULES, 1.0, CALIBRATION, objtool=version)
-    assert found.objtool is not None
-    assert found.objtool.middle == pytest.approx(per_byte * 0.6 * sum(MODULES))
+def test_objtool_is_that_of_the_kernels_version(version: str, per_byte: int, base: int) -> None:
+    found = guess("thin", 1, kernel=memory.kernel_key(version, "x86_64", False))
+    assert found.finish is not None
+    assert found.finish.middle == pytest.approx(base + per_byte * 0.6 * sum(MODULES), abs=1)
 
 
 def test_more_backends_take_less_time_until_the_longest_module() -> None:
-    times = [
-        estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=None).seconds.middle for n in (1, 2, 64, 128)
-    ]
-    assert times[0] == 2 * times[1] > times[2] == times[3] == pytest.approx(MIB * 1e-6)
-    memory = [estimate("thin", n, MODULES, 1.0, CALIBRATION, objtool=None).memory.middle for n in (1, 2, 4)]
-    assert memory == sorted(memory)
-    full = estimate("full", 1, MODULES, 1.0, CALIBRATION, objtool=None)
-    assert (full.objtool, full.largest) == (None, "link")
+    times = [guess("thin", n).seconds.middle - sum(MODULES) * 1e-8 for n in (1, 2, 64, 128)]
+    assert times == pytest.approx([sum(MODULES) * 0.99e-6 / n for n in (1, 2)] + [MIB * 0.99e-6] * 2)
+    most = [guess("thin", n).memory.middle for n in (1, 2, 4)]
+    assert most == sorted(most)
+    full = guess("full", 1)
+    assert (full.finish, full.largest) == (None, "link")
     assert full.memory.high == pytest.approx(1.5 * full.memory.middle)
 
 
-@pytest.mark.parametrize(("available", "jobs"), [(64 << 30, 4), (250 * MIB, 2), (50 * MIB, None)])
+@pytest.mark.parametrize(("available", "jobs"), [(64 << 30, 4), (110 * MIB, 2), (50 * MIB, None)])
 def test_what_fits_is_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, jobs: int | None
 ) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: (available, available))
-    steep = replace_thin(per_backend_byte=50.0)
+    monkeypatch.setattr(MODEL, "per_backend", 50.0)
+    basis = Basis(tuple(MODULES[1:]), "x")
     plan = make_machine_plan(
-        Basis(tuple(MODULES[1:]), "x"), tmp_path / "new", 1.0, steep, objtool=None, jobs=4
+        basis, tmp_path / "new", 1.0, CALIBRATION, kernel="6.12 arm64", jobs=4, measured=None
     )
     assert [(e.mode, e.jobs) for e in plan.estimates] == [("thin", 1), ("thin", 2), ("thin", 4), ("full", 1)]
     if jobs is None:
@@ -97,23 +138,27 @@ def test_what_fits_is_recommended(
     else:
         assert plan.recommended is not None
         fits = [e.jobs for e in plan.estimates if e.mode == "thin" and plan.fits(e)]
-        assert plan.recommended.jobs == max(fits)
+        assert plan.recommended.jobs == max(fits) == jobs
 
 
-def replace_thin(**fields: float) -> Calibration:
-    """The calibration with other coefficients of ThinLTO."""
-    import msgspec
-
-    thin = msgspec.structs.replace(CALIBRATION.modes["thin"], **fields)
-    return msgspec.structs.replace(CALIBRATION, modes={**CALIBRATION.modes, "thin": thin})
+@pytest.mark.parametrize("mode", ["thin", "full"])
+@pytest.mark.parametrize("llvm", [14, 19, 22])
+def test_instructions_are_those_of_the_summary(llvm: int, mode: str) -> None:
+    text = "int f(int x) { return x; } int g(int x) { return f(x) + x * 3; }"
+    found = compiled(text, llvm, "-O0", f"-flto={mode}")
+    dumped = run(tool("llvm-bcanalyzer", llvm), "--dump", found)
+    counts = re.findall(r"<PERMODULE(?:_PROFILE|_RELBF)? .*?op2=(\d+)", dumped)
+    assert len(counts) == 2
+    assert count_instructions(found.read_bytes(), "f") == sum(map(int, counts)) > 5
 
 
 def test_basis_is_the_bitcode_of_the_archive(tmp_path: Path) -> None:
-    bitcode = compiled("int a(void) { return 1; }", 19, "-flto=thin")
+    bitcode = compiled("int a(void) { return 1; }\nint c(int x) { return x + 1; }", 19, "-O2", "-flto=thin")
     native = compiled("int b(void) { return 1; }", 19)
     run(tool("llvm-ar", 19), "rcT", tmp_path / "vmlinux.a", bitcode, native)
     basis = find_basis(tmp_path, "x86_64", None, [])
-    assert basis.modules == (bitcode.stat().st_size,)
+    assert basis.instructions == 3  # ret; add, ret.
+    assert (basis.modules, basis.native_bytes) == ((bitcode.stat().st_size,), native.stat().st_size)
     assert (basis.error, "1 bitcode objects in" in basis.what) == (0.0, True)
 
 
@@ -131,6 +176,10 @@ def test_basis_without_an_archive(tmp_path: Path) -> None:
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel/fork.o").write_bytes(compiled("int a;", 19).read_bytes())
     (tmp_path / "kernel/.fork.o.cmd").write_text("savedcmd_kernel/fork.o := clang\n")
+    # What make has built for itself is not of the kernel.
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/sign.o").write_bytes(compiled("int b;", 19).read_bytes())
+    (tmp_path / "scripts/.sign.o.cmd").write_text("savedcmd_scripts/sign.o := gcc\n")
     guess = find_basis(tmp_path, "x86_64", "same", history)
     assert (len(guess.modules), guess.error) == (1, 0.3)
     assert "without LTO" in guess.what

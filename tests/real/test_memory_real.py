@@ -20,6 +20,7 @@ pytestmark = pytest.mark.real
 
 #: (kernel, every n-th object, backends): bytes of bitcode from 1.3 to 21 MB of code, and one with debug information.
 LINKS = [
+    ("x86_64_6_12", 1, 2),
     ("arm64_6_12", 16, 2),
     ("arm64_6_12", 4, 2),
     ("arm64_6_12", 1, 2),

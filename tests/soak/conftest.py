@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from klto.files import user_cache_dir
+from tests.real.conftest import Kernel, run_klto
 from tests.real.conftest import arm64_6_12 as arm64_6_12
 from tests.real.conftest import copy_of as copy_of
 from tests.real.conftest import linux_6_1 as linux_6_1
@@ -10,3 +16,14 @@ from tests.real.conftest import x86_64_6_1 as x86_64_6_1
 from tests.real.conftest import x86_64_6_12 as x86_64_6_12
 from tests.real.conftest import x86_64_6_12_debug as x86_64_6_12_debug
 from tests.real.conftest import x86_64_6_12_full as x86_64_6_12_full
+
+
+@pytest.fixture(scope="session")
+def x86_64_6_12_defconfig(linux_6_12: Path) -> Kernel:
+    """x86_64, 6.12, ThinLTO, the architecture's own defconfig: four times the others."""
+    build_dir = user_cache_dir() / "test" / "x86_64-6.12-defconfig"
+    options = ("-C", str(linux_6_12), "-b", str(build_dir), "-a", "x86_64")
+    made = ("-t", "llvm-19", "-k", "defconfig", "-K", "CONFIG_WERROR=n", "--lto", "thin")
+    done = run_klto("build", *options, *made)
+    assert done.status == 0, done.err
+    return Kernel(linux_6_12, build_dir, "x86_64", options)

@@ -45,7 +45,7 @@ from klto.kernel.leftovers import find_leftovers
 from klto.link.blame import ENV_REPRODUCERS
 from klto.link.cached import ENV_CACHE, ENV_WHOLE
 from klto.link.journal import ENV_JOURNAL
-from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
+from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, kernel_key, remember_finish
 from klto.link.run import ENV_CLUSTER, ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
 from klto.link.shim import Shims, install_shims
 from klto.process import become_subreaper, quote, run
@@ -142,7 +142,7 @@ class _Run:
 
     def _plan_memory(self, link: LinkStarted) -> None:
         """Say before the link when what comes after it will not fit."""
-        finish = estimate_finish(measured_file(), link.bitcode_bytes, self.plan.tree.arch == "x86_64")
+        finish = estimate_finish(measured_file(), link.bitcode_bytes, self._kernel_key(), link.full)
         if finish is None:
             return
         name, need = finish
@@ -154,12 +154,17 @@ class _Run:
             text = f"after the link {name} will need about {size(need)}; {size(limit)} {what}"
             self.emit(Note(text=text, level="warning"))
 
+    def _kernel_key(self) -> str:
+        debug = read_config(self.plan.build_dir / ".config").get("DEBUG_INFO") == "y"
+        return kernel_key(self.plan.tree.version, self.plan.tree.arch, debug)
+
     def _check_finish(self, stage: StageFinished) -> None:
         """Learn what the steps after the link needed, and say when it was more than allowed."""
         links = [link for link in self.keeper.record.links if link.output == VMLINUX_O]
         name, peak = stage.peak_process or "?", stage.peak_bytes or 0
         if links and stage.status == "done":
-            remember_finish(measured_file(), name, links[-1].bitcode_bytes, peak)
+            link = links[-1]
+            remember_finish(measured_file(), name, link.bitcode_bytes, peak, self._kernel_key(), link.full)
         if self.plan.request.memory is not None and peak > self.plan.request.memory:
             text = (
                 f"{name} used {size(peak)}, more than --memory {size(self.plan.request.memory)}: "

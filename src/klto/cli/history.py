@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Columns and lines of a plot.
 _WIDTH, _HEIGHT = 78, 10
 
+#: Share of the largest value that a plot is high at least.
+_LEAST_SPAN = 0.02
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
@@ -42,9 +45,11 @@ def run(args: argparse.Namespace) -> int:
     from klto.report.history import find_jumps, history_path, read_history, series_of
 
     runs = [found for found in read_history() if _wanted(found, args)]
+    # A jump of the runs that are shown can be one against runs that are not.
+    jumps = [jump for of_one in series_of(runs).values() for jump in find_jumps(of_one)]
     runs = runs[-args.limit :] if args.limit > 0 else runs
+    jumps = [jump for jump in jumps if jump.run in runs]
     series = series_of(runs)
-    jumps = [jump for of_one in series.values() for jump in find_jumps(of_one)]
     if args.json:
         import json
 
@@ -134,6 +139,11 @@ def _plots(runs: list[Run]) -> Iterator[str]:
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.plot_size(_WIDTH, _HEIGHT)
+        low, high = min(values) / scale, max(values) / scale
+        if high - low < _LEAST_SPAN * high:
+            # A few bytes of a kernel are no slope.
+            margin = (_LEAST_SPAN * high - (high - low)) / 2
+            plotext.ylim(low - margin, high + margin)
         plotext.plot([i for i, _ in points], [value / scale for value in values], marker="dot")
         plotext.title(f"{metric.label}, {unit}, by run")
         plotext.xticks([i for i, _ in points] if len(points) < 16 else None)

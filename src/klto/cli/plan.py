@@ -30,10 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
     import hashlib
 
+    from klto.build.plan import measured_file
     from klto.errors import UsageError
     from klto.kernel.kconfig import read_config
     from klto.kernel.toolchain import find_toolchain
     from klto.kernel.tree import KernelTree, check_arch, is_kernel_tree
+    from klto.link.memory import kernel_key
     from klto.link.reference import reference_seconds
     from klto.report.estimate import load_calibration
     from klto.report.history import read_history
@@ -65,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
         build_dir,
         reference,
         calibration,
-        objtool=_version(config, tree) if arch == "x86_64" else None,
+        kernel=kernel_key(_version(config, tree), arch, options.get("DEBUG_INFO") == "y"),
         jobs=args.jobs,
+        measured=measured_file(),
     )
     command = _command(args, plan)
     if args.json:
@@ -84,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
         }, indent=1))  # fmt: skip
     elif not args.quiet:
         measured = [r for r in history if os.path.realpath(r.build_dir) == os.path.realpath(build_dir)]
-        btf = options.get("DEBUG_INFO_BTF") == "y"
-        print("\n".join(_lines(plan, calibration, reference, command, _last(measured), btf=btf)))
+        notes = list(_notes(options, plan))
+        print("\n".join(_lines(plan, calibration, reference, command, _last(measured), notes)))
     return 0
 
 
@@ -139,8 +142,7 @@ def _lines(
     reference: float,
     command: str | None,
     last: Run | None,
-    *,
-    btf: bool,
+    notes: list[str],
 ) -> Iterator[str]:
     import textwrap
 
@@ -160,8 +162,8 @@ def _lines(
             f"measured  last whole link in this build dir: {last.lto}, {last.link_jobs} backends, "
             f"{duration(last.link_seconds or 0.0)}{memory}"
         )
-    if btf:
-        yield "note      CONFIG_DEBUG_INFO_BTF: pahole's memory after the link is not part of the estimate"
+    for note in notes:
+        yield f"note      {note}"
     if command is None:
         need = size(min(e.memory.high for e in plan.estimates))
         yield f"advice    nothing fits: up to {need} of memory are needed; close programs or add swap"
@@ -172,6 +174,17 @@ def _lines(
         f"which takes {reference:.2f} s here.",
         100,
     )
+
+
+def _notes(options: dict[str, str], plan: MachinePlan) -> Iterator[str]:
+    """What the estimate does not know of this configuration."""
+    seen = {e.finish_process for e in plan.estimates} - {"", "objtool"}
+    if options.get("DEBUG_INFO_BTF") == "y" and not seen:
+        yield "CONFIG_DEBUG_INFO_BTF: pahole's memory after the link is not part of the estimate"
+    if options.get("DEBUG_INFO") == "y":
+        yield "CONFIG_DEBUG_INFO: calibrated without; the link can take twice the time"
+        if options.get("X86_64") == "y" and all(e.finish is None for e in plan.estimates):
+            yield "CONFIG_DEBUG_INFO: objtool's memory is not known until such a kernel was built here"
 
 
 def _span(found: Range, show: object) -> str:

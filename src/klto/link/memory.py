@@ -1,9 +1,7 @@
 """How much memory a link will take, how much it may take, and how many backends at once follow from that.
 
-The model was fitted to ld.lld 19's largest resident set on cold and cached links of the x86_64 6.12 test kernel and of
-every second, fourth and eighth of its objects (3.3 to 23.5 MB of bitcode, 1, 2 and 4 backends); the links it is
-tested on are others (tests/real/test_memory_real.py), and bench/README.md has the table. What this machine has
-measured before corrects it.
+The model is klto.link.memory_model's, the same for the link, its budget, what comes after it and ``klto plan``; what
+this machine has measured before corrects it.
 """
 
 from __future__ import annotations
@@ -11,26 +9,16 @@ from __future__ import annotations
 import json
 import os
 
+from klto.link.memory_model import load_model
 from klto.machine import memory_bytes
 from klto.report.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from klto.link.inputs import Inputs
-
-#: Bytes of a link of nothing: LLVM's shared library and its tables.
-_BASE = 66e6
-#: Bytes for each byte of bitcode: the file itself, its summary, its native object, the output.
-_PER_BITCODE = 5.25
-#: Bytes for each byte of native input: itself and the output.
-_PER_NATIVE = 2.0
-#: Bytes of the backends at work: some for the pool, and so many for each byte of the largest modules that can
-#: be at work at once.
-_POOL, _PER_BACKEND = 10e6, 42.0
-#: Bytes for each byte of bitcode in full LTO: all of it is in memory at once, as IR.
-_PER_FULL = 29.0
 
 #: An estimate is right within this factor; a link is refused only when it is hopeless beyond it.
 TOLERANCE = 1.25
@@ -51,13 +39,17 @@ def estimate(inputs: Inputs, full: bool, jobs: int, *, corrected: bool = True) -
     :param jobs: backends at once; 0: every module comes from the cache.
     :param corrected: by what was measured on this machine.
     """
-    total = _BASE + _PER_NATIVE * inputs.native_bytes
-    if full:
-        total += _PER_FULL * inputs.bitcode_bytes
-    else:
-        largest = sorted((module.size for module in inputs.modules), reverse=True)[:jobs]
-        total += _PER_BITCODE * inputs.bitcode_bytes + (_POOL if jobs else 0) + _PER_BACKEND * sum(largest)
-    return int(total * (_correction("full" if full else "thin") if corrected else 1.0))
+    sizes = [module.size for module in inputs.modules]
+    path = os.environ.get(ENV_MEASURED) if corrected else None
+    return estimate_link(sizes, inputs.native_bytes, full, jobs, path)
+
+
+def estimate_link(
+    modules: Sequence[int], native_bytes: int, full: bool, jobs: int, path: str | os.PathLike[str] | None
+) -> int:
+    """As :func:`estimate`, from the bytes of each bitcode module; ``path``: the file of what was measured here."""
+    found = load_model().link(modules, native_bytes, full=full, jobs=jobs)
+    return int(found * _correction(path, "full" if full else "thin"))
 
 
 def least(inputs: Inputs, full: bool) -> int:
@@ -136,40 +128,63 @@ def remember(inputs: Inputs, full: bool, jobs: int, peak: int) -> None:
     append_measured(path, line)
 
 
-#: Bytes of objtool for each byte of bitcode that went into the vmlinux.o it checks, when this machine has not seen
-#: one: 504 MB for the 23.5 MB of the x86_64 6.12 test kernel.
-_PER_OBJTOOL = 21.5
+#: Bitcode within this factor of a kernel's makes another like it: what its steps after the link took says more than
+#: the model.
+_LIKE = 1.5
 
 
-def remember_finish(path: str | os.PathLike[str], process: str, bitcode_bytes: int, peak: int) -> None:
-    """Keep what the largest process after the link has used (objtool, pahole, kallsyms...)."""
+def remember_finish(
+    path: str | os.PathLike[str], process: str, bitcode_bytes: int, peak: int, kernel: str, full: bool
+) -> None:
+    """Keep what the largest process after the link has used (objtool, pahole, kallsyms...).
+
+    :param kernel: as :func:`kernel_key` names it.
+    """
     if bitcode_bytes:
         line: dict[str, object] = {
             "kind": "finish",
             "process": process,
             "bitcode": bitcode_bytes,
             "peak": peak,
+            "kernel": kernel,
+            "full": full,
         }
         append_measured(path, line)
 
 
 def estimate_finish(
-    path: str | os.PathLike[str], bitcode_bytes: int, objtool: bool
+    path: str | os.PathLike[str] | None, bitcode_bytes: int, kernel: str, full: bool
 ) -> tuple[str, int] | None:
     """(name, bytes) of the largest process after the link; None where nothing is known.
 
+    A kernel of the same key, kind of LTO and like size that was built here says most; else it is objtool's memory by
+    the model, on x86 and without debug information, which makes bitcode many times larger and objtool hardly.
+
     :param path: the file of what was measured here.
-    :param objtool: whether vmlinux.o goes through objtool (x86).
+    :param kernel: as :func:`kernel_key` names it.
     """
-    seen = [each for each in measured(path, "finish") if each.get("bitcode", 0) > 0]
-    if seen:
-        # A kernel of like size says most: debug information makes bitcode large and objtool hardly larger.
-        like = min(
-            reversed(seen),
-            key=lambda each: max(each["bitcode"], bitcode_bytes) / min(each["bitcode"], bitcode_bytes),
-        )
-        return str(like.get("process", "?")), int(like["peak"] / like["bitcode"] * bitcode_bytes)
-    return ("objtool", int(_PER_OBJTOOL * bitcode_bytes)) if objtool else None
+    like = [
+        each
+        for each in (measured(path, "finish") if path else [])
+        if (each.get("kernel"), each.get("full")) == (kernel, full)
+        and each.get("bitcode", 0) > 0
+        and 1 / _LIKE <= each["bitcode"] / max(1, bitcode_bytes) <= _LIKE
+    ]
+    if like:
+        best = min(reversed(like), key=lambda each: abs(each["bitcode"] - bitcode_bytes))
+        return str(best.get("process", "?")), int(best["peak"] / best["bitcode"] * bitcode_bytes)
+    version, arch, *debug = kernel.split()
+    if arch != "x86_64" or debug:
+        return None
+    return "objtool", int(load_model().objtool_of(version, bitcode_bytes, full=full))
+
+
+def kernel_key(version: str, arch: str, debug: bool) -> str:
+    """Which kernels are held against each other: those of ``6.12 x86_64``, those of ``6.12 arm64 debug``...
+
+    :param debug: whether it has debug information (CONFIG_DEBUG_INFO).
+    """
+    return f"{'.'.join(version.split('.')[:2])} {arch}{' debug' if debug else ''}"
 
 
 def append_measured(path: str | os.PathLike[str], line: dict[str, object]) -> None:
@@ -192,7 +207,7 @@ def append_measured(path: str | os.PathLike[str], line: dict[str, object]) -> No
         return  # Estimates stay what they were.
 
 
-def measured(path: str | os.PathLike[str], kind: str) -> list[dict[str, float]]:
+def measured(path: str | os.PathLike[str], kind: str) -> list[dict[str, Any]]:
     """What was measured here of a kind, the newest last; torn lines are left out."""
     found = []
     try:
@@ -209,9 +224,8 @@ def measured(path: str | os.PathLike[str], kind: str) -> list[dict[str, float]]:
     return found[-_RECENT:]
 
 
-def _correction(kind: str) -> float:
+def _correction(path: str | os.PathLike[str] | None, kind: str) -> float:
     """By what factor this machine's links were larger than estimated; of cold links of a size that says something."""
-    path = os.environ.get(ENV_MEASURED)
     ratios = [
         each["peak"] / each["estimate"]
         for each in (measured(path, kind) if path else [])

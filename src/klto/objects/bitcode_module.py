@@ -33,6 +33,10 @@ _MODULE_CODE_SOURCE_FILENAME = 16
 _MODULE_CODE_HASH = 17
 _PROPERTIES = frozenset((1, 2, 3, 4, 5, 16, 17))
 
+#: GlobalValueSummarySymtabCodes: FS_PERMODULE, FS_PERMODULE_PROFILE, FS_PERMODULE_RELBF: [valueid, flags, instcount,
+#: ...].
+_FS_FUNCTION = (1, 2, 19)
+
 # FunctionCodes: what may stand before a function's constants (BitcodeWriter.cpp, writeFunction).
 _FUNC_CODE_DECLAREBLOCKS = 1
 #: Any code: items() asks for membership only.
@@ -153,6 +157,21 @@ class Module:
         source = _decode(text.get(_MODULE_CODE_SOURCE_FILENAME, b""))
         asm = text.get(_MODULE_CODE_ASM, b"")
         return Properties(version, triple, layout, source, asm, tuple(sections), digest, summary)
+
+    def instructions(self) -> int:
+        """Instructions of its functions as LLVM counts them for its summary (FunctionSummary::instCount: without
+        debug intrinsics); 0 without a summary.
+
+        :raises MalformedObject: when the module is broken.
+        """
+        total = 0
+        summaries = (_GLOBALVAL_SUMMARY_BLOCK_ID, _FULL_LTO_GLOBALVAL_SUMMARY_BLOCK_ID)
+        for item in self._stream.items(self._block, [], (), None):
+            if isinstance(item, Block) and item.block_id in summaries:
+                for record in self._stream.items(item, [], _FS_FUNCTION, None):
+                    if isinstance(record, Record):
+                        total += [*record.ops(3), 0, 0, 0][2]
+        return total
 
     def hash_record(self) -> Record | None:
         """The record of its hash, or None when it has none."""

@@ -31,15 +31,16 @@ class Definitions:
     """What the objects of a link define.
 
     :ivar by_name: source name to the objects that define it, by path relative to the build dir.
+    :ivar objects: all of them.
     """
 
     def __init__(self) -> None:
         self.by_name: dict[str, list[str]] = defaultdict(list)
-        self.objects = 0
+        self.objects: set[str] = set()
 
     def add(self, path: str, names: Iterable[str]) -> None:
         """One object and its symbols."""
-        self.objects += 1
+        self.objects.add(path)
         for name in {origin_of(name) for name in names}:
             self.by_name[name].append(path)
 

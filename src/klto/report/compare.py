@@ -76,6 +76,9 @@ def compare(sides: list[Side], *, with_imports: bool = True) -> Comparison:
     if len(sides) < 2:
         raise UsageError("nothing to compare with", "give two or more build dirs, records or images")
     check_comparable(sides)
+    for side in sides:
+        if side.image is not None and not _has_symbols(side.image):
+            side.notes.append("its image is stripped: symbols not known")
     return Comparison(
         tuple(sides),
         tuple(_figures(sides, with_imports)),

@@ -25,6 +25,7 @@ _GROUPS = (
     ("new", (Change.NEW,)),
     ("shrunk", (Change.SHRUNK,)),
     ("inlined away or dropped by the LTO link", (Change.INLINED,)),
+    ("object no longer linked (configured out, or a kernel module)", (Change.UNLINKED,)),
     ("gone in the compiler, still in the source", (Change.COMPILED_AWAY,)),
     ("removed from the source", (Change.REMOVED,)),
     ("gone, source not known", (Change.GONE,)),

@@ -1,59 +1,45 @@
 """What an LTO link will need, from the bitcode it will read.
 
-Linear models, calibrated by ``python -m bench.plan calibrate`` on kernels that the tests do not use; what they were
-calibrated on, and how far off they were there, is part of the calibration (calibration.json).
+Memory is what the link itself expects (klto.link.memory); time and disk are multiples of the bitcode, calibrated by
+``python -m bench.plan calibrate`` on kernels that the tests do not use. What it was calibrated on, and how far off it
+was there, is part of the calibration.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 import msgspec
+
+from klto.link.memory import estimate_finish, estimate_link
+from klto.link.memory_model import CALIBRATION, load_model
 
 #: Modes of LTO that are estimated.
 MODES = ("thin", "full")
 
 
-class Coefficients(msgspec.Struct, frozen=True):
-    """Of one mode. Memory in bytes: ``base`` + ``per_byte`` of all bitcode + ``per_backend_byte`` of the largest
-    modules that are generated at once. ``cpu_per_byte``: reference links (klto.link.reference) for each byte.
-    ``*_error``: the largest relative error over the calibrating links."""
-
-    base: float
-    per_byte: float
-    per_backend_byte: float
-    cpu_per_byte: float
-    memory_error: float
-    cpu_error: float
-
-
-class Objtool(msgspec.Struct, frozen=True):
-    """Memory of one kernel version's objtool, for each byte of vmlinux.o; bytes."""
-
-    base: float
-    per_byte: float
-
-
-class AfterLink(msgspec.Struct, frozen=True):
-    """Steps after the link, for each byte of vmlinux.o: objtool's memory (x86 only) by kernel version, as 6.1's is
-    half of 6.12's, and the disk that vmlinux.o, vmlinux and the temporary images take. ``vmlinux_o_per_byte``:
-    bytes of vmlinux.o for a byte of bitcode, by mode."""
-
-    vmlinux_o_per_byte: dict[str, float]
-    objtool: dict[str, Objtool]
-    disk_per_byte: float
-    cache_per_byte: float
-
-
 class Calibration(msgspec.Struct, frozen=True):
-    """``on``: what it was measured on, for people."""
+    """Apart from memory, which klto.link.memory_model reads from the same file.
+
+    :ivar on: what it was measured on, for people.
+    :ivar cpu_per_instruction: reference links (klto.link.reference) for each instruction of the modules' summaries, by
+        mode: of bitcode's bytes, debug information and names can be most.
+    :ivar serial_per_instruction: of them, what a thin link does before and after its backends.
+    :ivar instructions_per_byte: of bitcode without debug information, where it is not there to be counted.
+    :ivar memory_error: the largest relative error over the calibrating links, by mode.
+    :ivar cpu_error: the same of CPU time.
+    :ivar disk_per_byte: of vmlinux.o: itself, vmlinux and what scripts/link-vmlinux.sh leaves beside them.
+    """
 
     on: str
-    modes: dict[str, Coefficients]
-    after: AfterLink
+    cpu_per_instruction: dict[str, float]
+    serial_per_instruction: float
+    instructions_per_byte: float
+    memory_error: dict[str, float]
+    cpu_error: dict[str, float]
+    disk_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -75,74 +61,85 @@ _LEAST_MEMORY_ERROR, _LEAST_CPU_ERROR, _DISK_ERROR = 0.25, 0.35, 0.35
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one mode with a number of backends. Bytes and seconds; ``objtool`` is None where it does not run.
+    """Of one mode with a number of backends. Bytes and seconds; ``cpu`` is the link's CPU seconds.
 
-    ``memory`` is the largest of the link and what comes after it, and ``largest`` names which.
+    ``finish`` is the largest process after the link, named ``finish_process``; None where nothing is known of it.
+    ``memory`` is the larger of it and the link, and ``largest`` names which.
     """
 
     mode: str
     jobs: int
     link: Range
-    objtool: Range | None
+    finish: Range | None
+    finish_process: str
     memory: Range
     largest: str
+    cpu: Range
     seconds: Range
     disk: Range
 
 
-def _objtool_of(version: str, known: dict[str, Objtool]) -> Objtool:
-    """The one of the newest calibrated kernel that is not newer than ``version``, else of the oldest."""
-    ordered = sorted(known, key=_numbers)
-    older = [name for name in ordered if _numbers(name) <= _numbers(version)]
-    return known[older[-1] if older else ordered[0]]
+@dataclass(frozen=True)
+class Subject:
+    """What is to be linked.
 
+    :ivar modules: bytes of each bitcode module.
+    :ivar native_bytes: of the inputs without bitcode.
+    :ivar instructions: of all modules (klto.objects); None where they cannot be counted.
+    :ivar kernel: as klto.link.memory.kernel_key names it.
+    :ivar error: what is added to the ranges when the modules are themselves a guess.
+    """
 
-def _numbers(version: str) -> list[int]:
-    """``6.12.117-rc1`` as 6, 12."""
-    return [int(number) for number in re.findall(r"\d+", version)[:2]]
+    modules: Sequence[int]
+    native_bytes: int
+    instructions: int | None
+    kernel: str
+    error: float = 0.0
 
 
 def load_calibration() -> Calibration:
     """The calibration that came with klto."""
-    raw = resources.files("klto.report").joinpath("calibration.json").read_bytes()
-    return msgspec.json.decode(raw, type=Calibration)
+    return msgspec.json.decode(Path(CALIBRATION).read_bytes(), type=Calibration)
 
 
 def estimate(
     mode: str,
     jobs: int,
-    modules: Sequence[int],
+    subject: Subject,
     reference: float,
     calibration: Calibration,
     *,
-    objtool: str | None,
-    extra_error: float = 0.0,
+    measured: Path | None,
 ) -> Estimate:
-    """What a vmlinux.o link and the steps after it will need.
+    """What a vmlinux.o link with an empty cache, and the steps after it, will need.
 
-    :param modules: bytes of each bitcode module.
     :param reference: CPU seconds of the reference link here.
-    :param objtool: the kernel's version where its objtool runs over vmlinux.o (x86), else None.
-    :param extra_error: added to the ranges when the modules are themselves a guess.
+    :param measured: the file of what links took on this machine before; None: not corrected by it.
     """
-    c, after = calibration.modes[mode], calibration.after
-    total = sum(modules)
-    at_once = sum(sorted(modules, reverse=True)[:jobs]) if mode == "thin" else 0
-    memory_error = max(_LEAST_MEMORY_ERROR, c.memory_error) + extra_error
-    link = _range(c.base + c.per_byte * total + c.per_backend_byte * at_once, memory_error)
-    vmlinux_o = after.vmlinux_o_per_byte[mode] * total
-    checked = None
-    if objtool is not None:
-        tool = _objtool_of(objtool, after.objtool)
-        checked = _range(tool.base + tool.per_byte * vmlinux_o, memory_error)
-    largest = "objtool" if checked is not None and checked.middle > link.middle else "link"
-    memory = checked if checked is not None and largest == "objtool" else link
-    cpu = c.cpu_per_byte * total * reference
+    full, modules, total = mode == "full", subject.modules, sum(subject.modules)
+    error = max(_LEAST_MEMORY_ERROR, calibration.memory_error[mode]) + subject.error
+    link = _range(estimate_link(modules, subject.native_bytes, full, jobs, measured), error)
+    after = estimate_finish(measured, total, subject.kernel, full)
+    finish = _range(after[1], error) if after is not None else None
+    process = after[0] if after is not None else ""
+    memory, largest = link, "link"
+    if finish is not None and finish.middle > link.middle:
+        memory, largest = finish, process
+    instructions = subject.instructions or calibration.instructions_per_byte * total
+    cpu = calibration.cpu_per_instruction[mode] * instructions * reference
+    wall = cpu
     # Full LTO generates code in one thread; the backends of ThinLTO share it but for the longest module.
-    wall = cpu if mode == "full" else max(cpu / jobs, cpu * max(modules, default=0) / max(total, 1))
-    cache = after.cache_per_byte * total if mode == "thin" else 0.0
+    if not full:
+        serial = calibration.serial_per_instruction * instructions * reference
+        backends = max(0.0, cpu - serial)
+        wall = serial + max(backends / jobs, backends * max(modules, default=0) / max(total, 1))
+    vmlinux_o = load_model().vmlinux_o[mode] * total
+    # What the link cache keeps is the objects that vmlinux.o is made of.
+    cache = 0.0 if full else vmlinux_o
+    time_error = max(_LEAST_CPU_ERROR, calibration.cpu_error[mode]) + subject.error
     return Estimate(
-        mode, jobs, link, checked, memory, largest,
-        _range(wall, max(_LEAST_CPU_ERROR, c.cpu_error) + extra_error),
-        _range(after.disk_per_byte * vmlinux_o + cache, _DISK_ERROR + extra_error),
+        mode, jobs, link, finish, process, memory, largest,
+        _range(cpu, time_error),
+        _range(wall, time_error),
+        _range(calibration.disk_per_byte * vmlinux_o + cache, _DISK_ERROR + subject.error),
     )  # fmt: skip

@@ -163,8 +163,12 @@ class Metric:
     share: float
 
     def of(self, run: Run) -> float | None:
-        """The value; a link's time only when all of its code was generated, else it says little."""
-        if self.name == "link_seconds" and run.generated is not None and run.generated != run.bitcode_modules:
+        """The value; a link's time and memory only when all of its code was generated, else they say little."""
+        if (
+            self.name.startswith("link_")
+            and run.generated is not None
+            and run.generated != run.bitcode_modules
+        ):
             return None
         value: float | None = getattr(run, self.name)
         return value

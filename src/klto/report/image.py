@@ -34,8 +34,9 @@ _STB_WEAK = 2
 KINDS = ("text", "data", "bss")
 
 #: What compilers put behind a name: ThinLTO's promoted locals (llvm/lib/IR/ModuleSummaryIndex.cpp,
-#: getGlobalNameForLocal) and the numbers of statics and of renamed duplicates.
-_SUFFIX = re.compile(r"\.llvm\.\d+|\.\d+")
+#: getGlobalNameForLocal), copies for certain arguments (llvm/lib/Transforms/IPO/FunctionSpecialization.cpp,
+#: createSpecialization) and the numbers of statics and of renamed duplicates.
+_SUFFIX = re.compile(r"\.(?:llvm|specialized)\.\d+|\.\d+")
 
 #: Symbols that scripts/bloat-o-meter of 6.12 (getsizes) leaves out, since they come and go with line numbers
 #: and builds.

@@ -161,11 +161,13 @@ def _summary(record: Record) -> str:
 def _table(
     head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, words: tuple[int, ...] = ()
 ) -> str:
-    """A table of text; columns to the right but for the first and those of ``words``."""
+    """A table of text; columns to the right but for the first and those of ``words``. The first is as narrow as it
+    can be when it has no title."""
+    narrow = ' class="narrow"' if words and not head[0] else ""
     kind = [' class="words"' if index in words else "" for index in range(len(head))]
     cells = "".join(f'<th scope="col"{k}>{escape(name)}</th>' for name, k in zip(head, kind, strict=True))
     lines = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
+        f'<tr><th scope="row"{narrow}>{escape(row[0])}</th>'
         + "".join(f"<td{k}>{escape(cell)}</td>" for cell, k in zip(row[1:], kind[1:], strict=True))
         + "</tr>"
         for row in rows

@@ -10,9 +10,11 @@ from pathlib import Path
 from klto import machine
 from klto.errors import UsageError
 from klto.link.saved import link_inputs
-from klto.objects.archive import leaves, read_archive
+from klto.objects.archive import Member, leaves, read_archive
+from klto.objects.bitcode import Bitcode
 from klto.objects.kind import kind_of
-from klto.report.estimate import MODES, Calibration, Estimate, estimate
+from klto.objects.source import Buffer, read_whole
+from klto.report.estimate import MODES, Calibration, Estimate, Subject, estimate
 from klto.report.history import Run
 
 #: Bytes of bitcode for a byte of native object of the same kernel without LTO: 23.2 MB for 17.1 MB on the
@@ -23,6 +25,10 @@ _BITCODE_PER_NATIVE = 1.36
 _OF_NATIVE, _OF_SAME_CONFIG, _OF_OTHER_CONFIG = 0.3, 0.05, 0.5
 
 
+#: Folders of a build dir whose objects are not linked into vmlinux.
+_NOT_THE_KERNEL = (".klto", "scripts", "tools")
+
+
 @dataclass(frozen=True)
 class Basis:
     """What an estimate starts from.
@@ -30,11 +36,15 @@ class Basis:
     :ivar modules: bytes of each bitcode module.
     :ivar what: where they come from, for people.
     :ivar error: how much wider the ranges are for it.
+    :ivar native_bytes: of the objects beside them.
+    :ivar instructions: of the modules; None where they are not there to be counted.
     """
 
     modules: tuple[int, ...]
     what: str
     error: float = 0.0
+    native_bytes: int = 0
+    instructions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,7 @@ def find_basis(build_dir: Path, arch: str, config_sha256: str | None, history: S
     """
     if (build_dir / "vmlinux.a").exists():
         members = [m for archive in link_inputs(build_dir) for m in leaves(read_archive(archive))]
-        sizes = [(str(m.kind()), os.stat(m.path).st_size if m.path else m.size) for m in members]
-        found = _of_objects(sizes, f"in {build_dir / 'vmlinux.a'}")
+        found = _of_objects([_look_at(m) for m in members], f"in {build_dir / 'vmlinux.a'}")
         if found is not None:
             return found
     compiled = _of_objects(list(_compiled(build_dir)), f"compiled so far in {build_dir}")
@@ -71,11 +80,36 @@ def find_basis(build_dir: Path, arch: str, config_sha256: str | None, history: S
     return _of_history(build_dir, arch, config_sha256, history)
 
 
-def _of_objects(sizes: list[tuple[str, int]], where: str) -> Basis | None:
-    bitcode = tuple(size for kind, size in sizes if kind == "bitcode")
+@dataclass(frozen=True)
+class _Seen:
+    """An object: its kind, its bytes, and of bitcode its instructions."""
+
+    kind: str
+    size: int
+    instructions: int = 0
+
+
+def _look_at(member: Member) -> _Seen:
+    size = os.stat(member.path).st_size if member.path else member.size
+    kind = member.kind()
+    return _Seen(kind, size, count_instructions(member.data(), member.where) if kind == "bitcode" else 0)
+
+
+def count_instructions(data: Buffer, where: str) -> int:
+    """Of a bitcode file, as its modules' summaries have them.
+
+    :raises MalformedObject: when it is broken.
+    """
+    return sum(module.instructions() for module in Bitcode(data, where).modules)
+
+
+def _of_objects(seen: list[_Seen], where: str) -> Basis | None:
+    bitcode = tuple(each.size for each in seen if each.kind == "bitcode")
     if bitcode:
-        return Basis(bitcode, f"{len(bitcode)} bitcode objects {where}")
-    native = [round(size * _BITCODE_PER_NATIVE) for kind, size in sizes if kind == "elf"]
+        beside = sum(each.size for each in seen if each.kind == "elf")
+        instructions = sum(each.instructions for each in seen) or None
+        return Basis(bitcode, f"{len(bitcode)} bitcode objects {where}", 0.0, beside, instructions)
+    native = [round(each.size * _BITCODE_PER_NATIVE) for each in seen if each.kind == "elf"]
     if not native:
         return None
     return Basis(
@@ -83,17 +117,21 @@ def _of_objects(sizes: list[tuple[str, int]], where: str) -> Basis | None:
     )
 
 
-def _compiled(build_dir: Path) -> list[tuple[str, int]]:
-    """Kind and bytes of the objects that Kbuild has compiled: those with a saved command."""
+def _compiled(build_dir: Path) -> list[_Seen]:
+    """The kernel's objects that Kbuild has compiled: those with a saved command."""
     found = []
     for folder, folders, names in os.walk(build_dir):
-        if ".klto" in folders:
-            folders.remove(".klto")
+        if folder == os.fspath(build_dir):
+            folders[:] = [name for name in folders if name not in _NOT_THE_KERNEL]
         present = set(names)
         for name in names:
             if name.endswith(".o") and f".{name}.cmd" in present:
                 path = os.path.join(folder, name)
-                found.append((str(kind_of(path)), os.stat(path).st_size))
+                kind = kind_of(path)
+                data = read_whole(path) if kind == "bitcode" else b""
+                found.append(
+                    _Seen(kind, os.stat(path).st_size, count_instructions(data, path) if data else 0)
+                )
     return found
 
 
@@ -121,16 +159,22 @@ def make_machine_plan(
     reference: float,
     calibration: Calibration,
     *,
-    objtool: str | None,
+    kernel: str,
     jobs: int | None,
+    measured: Path | None,
 ) -> MachinePlan:
-    """Estimate thin and full LTO with 1 to ``jobs`` backends (default: the CPUs)."""
+    """Estimate thin and full LTO with 1 to ``jobs`` backends (default: the CPUs).
+
+    :param kernel: as klto.link.memory.kernel_key names it.
+    :param measured: the file of what links took on this machine before.
+    """
     cpus = machine.usable_cpus()
     _, available = machine.memory_bytes()
     existing = next(folder for folder in (build_dir, *build_dir.absolute().parents) if folder.exists())
     disk = os.statvfs(existing)
+    subject = Subject(basis.modules, basis.native_bytes, basis.instructions, kernel, basis.error)
     estimates = [
-        estimate(mode, n, basis.modules, reference, calibration, objtool=objtool, extra_error=basis.error)
+        estimate(mode, n, subject, reference, calibration, measured=measured)
         for mode in MODES
         for n in (_counts(jobs or cpus) if mode == "thin" else [1])
     ]

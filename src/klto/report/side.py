@@ -168,6 +168,8 @@ def _of_record(label: str, path: Path, home: Path | None) -> Side:
         side.notes.append("its vmlinux has been built anew since: symbols not known")
     else:
         side.image_path = vmlinux
+        if not record.links and record.status == "done":
+            side.notes.append("its last run linked nothing: the link's time and memory are not in its record")
     return side
 
 

@@ -14,21 +14,23 @@ from klto.report.image import Image, origin_of
 
 class Change(StrEnum):
     """What happened to a symbol. ``inlined``: the objects that were linked still define it, so the LTO link took
-    it away: inlined into its callers, folded or unused. ``compiled-away``: the compiler did that, the source
-    still has it. ``removed``: the source has it no more. ``gone``: nothing says which of these."""
+    it away: inlined into its callers, folded or unused. ``unlinked``: its object is not linked any more, as it is
+    configured out or a kernel module's now. ``compiled-away``: the compiler did that, the source still has it.
+    ``removed``: the source has it no more. ``gone``: nothing says which of these."""
 
     GROWN = "grown"
     SHRUNK = "shrunk"
     SAME = "same"
     NEW = "new"
     INLINED = "inlined"
+    UNLINKED = "unlinked"
     COMPILED_AWAY = "compiled-away"
     REMOVED = "removed"
     GONE = "gone"
 
 
 #: Those that are in the first image only.
-LOST = (Change.INLINED, Change.COMPILED_AWAY, Change.REMOVED, Change.GONE)
+LOST = (Change.INLINED, Change.UNLINKED, Change.COMPILED_AWAY, Change.REMOVED, Change.GONE)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ def _why(name: str, where: str, definitions: Definitions | None, sources: _Sourc
         stem = _MADE.match(name)
         if name in definitions or (stem is not None and stem[1] != name and stem[1] in definitions):
             return Change.INLINED
+        if where and not where.endswith((AMBIGUOUS, GENERATED)) and where not in definitions.objects:
+            return sources.why_unlinked(where)
     return sources.why(name, where)
 
 
@@ -175,6 +179,11 @@ class _Sources:
         if before is None or (before != now and not self._has(before, name)):
             return Change.GONE  # Made by a macro, or nobody knows.
         return Change.REMOVED
+
+    def why_unlinked(self, where: str) -> Change:
+        """Why object ``where`` is linked no more."""
+        first, second = (_source_of(tree, where) for tree in (self._trees.first, self._trees.second))
+        return Change.REMOVED if first and self._trees.second and not second else Change.UNLINKED
 
     def _has(self, path: Path, name: str) -> bool:
         if path not in self._words:

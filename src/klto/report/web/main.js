@@ -48,7 +48,7 @@ klto.initcalls = function () {
   const rows = klto.data.initcalls.map((row, index) => [index + 1, row[0], row[1], row[2], row[3]]);
   if (!rows.length) return;
   klto.table("initcall-table", "Initcalls in order", [
-    { title: "No." }, { title: "Level", words: true }, { title: "Function", words: true },
+    { title: "No.", narrow: true }, { title: "Level", words: true, narrow: true }, { title: "Function", words: true },
     { title: "Object", words: true }, { title: "Took", show: v => (v === null ? "-" : `${v} µs`) },
   ], rows, { most: 15, filter: true });
 };

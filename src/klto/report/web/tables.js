@@ -28,7 +28,7 @@ klto.element = function (name, attributes, ...children) {
   return made;
 };
 
-// A table below `place`. columns: {title, show(value), words}; rows: arrays. More than `most` rows come on demand.
+// A table below `place`. columns: {title, show(value), words, narrow}; rows: arrays. More than `most` rows come on demand.
 klto.table = function (place, caption, columns, rows, options) {
   const { most = 50, filter = false } = options || {};
   const host = document.getElementById(place);
@@ -43,6 +43,7 @@ klto.table = function (place, caption, columns, rows, options) {
     const button = klto.element("button", { type: "button" }, column.title);
     const cell = klto.element("th", { scope: "col" }, button);
     if (column.words) cell.className = "words";
+    if (column.narrow) cell.classList.add("narrow");
     button.addEventListener("click", () => {
       down = order === index ? !down : !column.words && index > 0;
       order = index;
@@ -65,6 +66,7 @@ klto.table = function (place, caption, columns, rows, options) {
         const text = column.show ? column.show(row[index], row) : String(row[index] ?? "-");
         const cell = index ? klto.element("td", {}, text) : klto.element("th", { scope: "row" }, text);
         if (column.words && index) cell.className = "words";
+        if (column.narrow) cell.classList.add("narrow");
         line.append(cell);
       });
       return line;
