@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from klto.link import includes
+from klto.link.includes import Scan, may_include
 from tests.fast.test_link_cache import SOURCES, Project
 
 
@@ -113,3 +116,62 @@ def test_entry_of_an_earlier_boot_is_read_before_it_is_used(project: Project, bo
     else:
         project.expect(5)  # A line that says no boot is torn.
     assert project.expect(0) == ""
+
+
+def _many(project: Project) -> dict[str, bool]:
+    """A hundred and more modules, every third of which includes a file, and a text."""
+    paths = {}
+    for number in range(120):
+        source = project.folder / f"{('asm_in_function', 'plain1', 'importer')[number % 3]}.o"
+        copy = project.folder / f"copy{number}.o"
+        copy.write_bytes(source.read_bytes())
+        os.utime(copy, (1000, 1000))
+        paths[str(copy)] = True
+    (project.folder / "text").write_text("incbin")
+    paths[str(project.folder / "text")] = False
+    time.sleep(0.1)  # Younger files are not remembered.
+    return paths
+
+
+def _looked_at(scan: Scan, paths: dict[str, bool]) -> dict[str, tuple[str, list[str]]]:
+    seen = {path: scan.look(path, bitcode=bitcode) for path, bitcode in paths.items()}
+    return {path: (item.sha256, item.names) for path, item in seen.items()}
+
+
+def test_two_processes_find_what_one_does(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = _many(project)
+    wanted = _looked_at(Scan(str(project.folder / "one")), paths)
+    assert sum(names == ["data.bin"] for _, names in wanted.values()) == 40
+    scan = Scan(str(project.folder / "two"))
+    scan.begin(paths)
+    scan.finish()
+    read: list[bytes] = []
+    monkeypatch.setattr(includes, "may_include", lambda data: read.append(data) or may_include(data))
+    assert _looked_at(scan, paths) == wanted
+    assert len(read) == 60
+    scan.save()
+    read.clear()
+    assert _looked_at(Scan(str(project.folder / "two")), paths) == wanted
+    assert read == []
+
+
+def test_other_process_that_dies_costs_time_only(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = _many(project)
+    wanted = _looked_at(Scan(str(project.folder / "one")), paths)
+    monkeypatch.setattr(includes, "_write_json", lambda descriptor, value: os.write(descriptor, b'[{"x'))
+    scan = Scan(str(project.folder / "two"))
+    scan.begin(paths)
+    scan.finish()
+    assert _looked_at(scan, paths) == wanted
+
+
+def test_what_the_other_process_cannot_tell_is_met_again(project: Project) -> None:
+    paths = _many(project)
+    project.compile("unknown", 'asm(".macro m x\\n.incbin \\"\\\\x\\"\\n.endm\\nm data.bin");\n')
+    paths = {str(project.folder / "unknown.o"): True, **paths}
+    time.sleep(0.1)
+    scan = Scan(str(project.folder / "memo"))
+    scan.begin(paths)
+    scan.finish()
+    with pytest.raises(includes.Uncacheable):
+        scan.look(str(project.folder / "unknown.o"), bitcode=True)

@@ -50,6 +50,7 @@ class CachedLink:
 
     When the cache cannot serve the link, ``view`` is None, ``arguments`` are the caller's and a note says why.
 
+    :param jobs: processes that may work at once.
     :param whole: an equal link's output may be taken.
     :ivar done: the output is there already: an equal link has been done before.
     """
@@ -63,13 +64,14 @@ class CachedLink:
         inputs: Inputs,
         *,
         whole: bool = False,
+        jobs: int = 1,
     ) -> None:
         self._root = root
         self._linker, self._request, self._inputs = linker, request, inputs
         self.arguments = arguments
         self.view: View | None = None
         self.done = False
-        self._may_be_whole = whole
+        self._may_be_whole, self._jobs = whole, jobs
         self._whole: Whole | None = None
         self.salted = 0
         self._replaced: dict[str, str] = {}
@@ -124,6 +126,11 @@ class CachedLink:
         linkers = os.path.join(self._root, "linkers.json")
         place = hashlib.sha256(f"{os.getcwd()}\0{request.output}".encode("utf-8", "surrogateescape"))
         scan = Scan(os.path.join(self._root, "scans", place.hexdigest()))
+        if self._jobs > 1 and self._inputs.files is not None:
+            bitcode = {module.path for module in self._inputs.modules}
+            scan.begin({path: path in bitcode for path in self._inputs.files})
+        linker_digest(self._linker, linkers)  # Remembers it; here, while the other process is at work.
+        scan.finish()
         if self._may_be_whole:
             self._find_whole(linkers, scan)
             if self.done:

@@ -123,6 +123,17 @@ def _digest_file(digest: hashlib._Hash, name: str, where: str, depth: int) -> No
             digest.update(b"unknown\0" + str(time.time_ns()).encode())
 
 
+#: Inputs to look at that are worth a second process: a kernel's first link has a thousand, a later one a few.
+_WORTH_A_PROCESS = 100
+
+
+def _write_json(descriptor: int, value: object) -> None:
+    import json
+
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as stream:
+        json.dump(value, stream)
+
+
 class Seen:
     """What is known of one input: a SHA-256 of its bytes, and the files its assembly includes. A value."""
 
@@ -146,6 +157,7 @@ class Scan:
         self._now: dict[str, list[object]] = {}
         self._changed = self._young = False
         self._boot = boot_id()
+        self._helper, self._results = 0, -1
         self._load()
 
     def _load(self) -> None:
@@ -161,6 +173,57 @@ class Scan:
 
     def _identity(self, status: os.stat_result) -> list[object]:
         return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self._boot]
+
+    def begin(self, paths: dict[str, bool]) -> None:
+        """Have another process look at half of the inputs that are not known; :meth:`finish` takes its results.
+
+        :param paths: input to whether it is bitcode.
+        """
+        unknown = [path for path in paths if not self._is_known(path)]
+        if len(unknown) < _WORTH_A_PROCESS:
+            return
+        theirs = unknown[::2]
+        ours, other = os.pipe()
+        self._helper = os.fork()
+        if self._helper:
+            os.close(other)
+            self._results = ours
+            return
+        try:
+            os.close(ours)
+            for path in theirs:
+                try:
+                    self.look(path, bitcode=paths[path])
+                except (Uncacheable, MalformedObject, OSError):
+                    continue  # Who asks for it will meet the same.
+            _write_json(other, [self._now, self._young])
+        finally:
+            os._exit(0)
+
+    def finish(self) -> None:
+        """Wait for the other process, if there is one. What it has not looked at is looked at when it is asked for."""
+        if not self._helper:
+            return
+        import json
+
+        with open(self._results, encoding="utf-8", errors="surrogateescape") as stream:
+            text = stream.read()
+        os.waitpid(self._helper, 0)
+        self._helper = 0
+        try:
+            found, young = json.loads(text)
+        except ValueError:
+            return  # It was killed.
+        self._known.update(found)
+        self._young |= young
+        self._changed = True
+
+    def _is_known(self, path: str) -> bool:
+        try:
+            known = self._known.get(path)
+            return known is not None and known[:5] == self._identity(os.stat(path))
+        except OSError:
+            return True  # Nothing to look at.
 
     def look(self, path: str, *, bitcode: bool) -> Seen:
         """Look at an input.

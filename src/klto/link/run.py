@@ -158,7 +158,7 @@ def _run_cached(link: Link) -> int | None:
     try:
         whole = bool(os.environ.get(ENV_WHOLE))
         with CachedLink(
-            link.root, link.linker, link.arguments, link.request, link.inputs, whole=whole
+            link.root, link.linker, link.arguments, link.request, link.inputs, whole=whole, jobs=link.jobs
         ) as cached:
             if cached.done:
                 refused = _is_refused(link)
