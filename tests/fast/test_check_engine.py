@@ -25,6 +25,7 @@ from klto.objects.assembly_scan import WordScan
 from klto.objects.bitcode import Bitcode
 from klto.objects.elf import Elf
 from klto.objects.elf_names import NameColumn
+from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of_bytes
 from tests.fuzz.corpus import seeds
 from tests.fuzz.mutations import mutated
@@ -63,6 +64,9 @@ def test_long_names_are_told_apart() -> None:
     assert column.equal(".init.text", ".init.data").tolist() == [True, False, False, True]
     assert column.starting(".init.data").tolist() == [False, False, False, True]
     assert column[3] == ".init.data"
+    assert NameColumn(b"\0a\0data", np.array([1], np.uint32)).holding("data") == []
+    with pytest.raises(MalformedObject, match="shared"):
+        NameColumn(b"\0" + b"x" * 99 + b"\0", np.ones(9, np.uint32), "x.o").at(np.arange(9))
     long = "x" * 1000
     assert NameColumn(f"\0{long}\0".encode(), np.array([1, 990], np.uint32))[0] == long
 

@@ -244,7 +244,7 @@ class Elf:
     def section_name_column(self) -> NameColumn:
         """The same, to be searched without a string for each."""
         if self.header.e_shstrndx == SHN_UNDEF:
-            return NameColumn(b"\0", np.zeros(len(self.sections), np.uint32))
+            return NameColumn(b"\0", np.zeros(len(self.sections), np.uint32), self.where)
         return self.name_column(self.header.e_shstrndx, self.sections["sh_name"])
 
     def content(self, index: int) -> memoryview:
@@ -318,11 +318,11 @@ class Elf:
         table = self.content(index)
         if len(offsets) and b"\0" not in bytes(table[int(offsets.max()) :]):
             if int(offsets.max()) == 0 and not len(table):
-                return NameColumn(b"\0", offsets)
+                return NameColumn(b"\0", offsets, self.where)
             raise self.malformed_section(
                 index, f"expected a string that ends at {offsets.max()} of section {index}, found none"
             )
-        return NameColumn(table, offsets)
+        return NameColumn(table, offsets, self.where)
 
     @cached_property
     def symbol_tables(self) -> list[SymbolTable]:

@@ -7,12 +7,15 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from klto.objects.errors import MalformedObject
 from klto.objects.source import Buffer
 
 Mask = npt.NDArray[np.bool_]
 _HEAD = 8
 #: Most names are shorter.
 _MOST_LETTERS = 64
+#: A few symbols have the name of another; a small table must not stand for large names.
+_MAX_SHARING = 8
 
 
 class NameColumn:
@@ -20,9 +23,11 @@ class NameColumn:
 
     :param table: the string table's bytes, not copied.
     :param offsets: of each name in it, all of them before its last NUL.
+    :param where: how errors name the file.
     """
 
-    def __init__(self, table: Buffer, offsets: npt.NDArray[np.uint32]) -> None:
+    def __init__(self, table: Buffer, offsets: npt.NDArray[np.uint32], where: str = "") -> None:
+        self._where = where
         self._table = memoryview(table)
         self._characters = np.frombuffer(table, np.uint8)
         self._offsets = offsets.astype(np.int64)
@@ -38,10 +43,17 @@ class NameColumn:
         return bytes(self._table[begin : begin + end]).decode("utf-8", "surrogateescape")
 
     def at(self, indexes: npt.NDArray[np.int64]) -> list[str]:
-        """Many of them: the table is looked at as a whole."""
+        """Many of them: the table is looked at as a whole.
+
+        :raises MalformedObject: when they share more bytes than any table has.
+        """
         table = bytes(self._table)
         begins = self._offsets[indexes].tolist()
-        return [table[at : table.index(b"\0", at)].decode("utf-8", "surrogateescape") for at in begins]
+        ends = [table.index(b"\0", at) for at in begins]
+        if sum(ends) - sum(begins) > _MAX_SHARING * len(table):
+            raise MalformedObject(self._where, None, "expected names of their own, found shared ones")
+        pairs = zip(begins, ends, strict=True)
+        return [table[begin:end].decode("utf-8", "surrogateescape") for begin, end in pairs]
 
     @cached_property
     def _heads(self) -> npt.NDArray[np.uint64]:
@@ -84,7 +96,9 @@ class NameColumn:
         at = table.find(wanted)
         while at >= 0:
             # Names may share their ends: each that begins between the string's begin and the word holds it.
-            begin, end = table.rfind(b"\0", 0, at) + 1, table.index(b"\0", at)
+            begin, end = table.rfind(b"\0", 0, at) + 1, table.find(b"\0", at)
+            if end < 0:
+                break  # Behind the last name.
             spans.append((begin, table.rfind(wanted, at, end) + 1))
             at = table.find(wanted, end)
         bounds = np.searchsorted(offsets, np.array(spans, np.int64).reshape(-1, 2)).tolist()
