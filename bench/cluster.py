@@ -23,7 +23,11 @@ from pathlib import Path
 from bench.pairs import HEADER, Ratio, in_turn, quiet
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.files import user_cache_dir
+from klto.link.includes import included_names, may_include
+from klto.link.request import parse_request
 from klto.machine import usable_cpus
+from klto.objects.archive import read_archive
+from klto.objects.kind import kind_of
 
 PAIRS = 2
 #: Its figures, for ``bench cluster_model``.
@@ -85,17 +89,17 @@ class Subject:
 
 
 def _inputs(build: Path, words: list[str]) -> list[str]:
-    from klto.link.request import parse_request
-    from klto.objects.archive import read_archive
-
+    """The files that the link reads, those among them that assembly includes."""
     found = [".tmp_initcalls.lds"] if (build / ".tmp_initcalls.lds").exists() else []
     for word in parse_request(words).inputs:
         found.append(word)
         if word.endswith(".a"):
-            found += [
-                os.path.relpath(build / word / ".." / member.name, build)
-                for member in read_archive(build / word).members
-            ]
+            members = [build / word / ".." / member.name for member in read_archive(build / word).members]
+            found += [os.path.relpath(member, build) for member in members]
+    for name in list(found):
+        if kind_of(build / name) == "bitcode":
+            data = (build / name).read_bytes()
+            found += included_names(data, name) if may_include(data) else []
     return found
 
 
