@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.pairs import HEADER, Ratio, in_turn, quiet
+from bench.pairs import Ratio, in_turn, quiet
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.files import user_cache_dir
 from klto.link.includes import included_names, may_include
@@ -158,12 +158,10 @@ def main() -> None:
         subject = Subject(folder)
         ours, theirs = folder / "ours.o", folder / "theirs.o"
         uses: list[ClusterUse] = []
-        print(HEADER)
         ratio = in_turn(
             "local:2 / in process, no cache", lambda: uses.append(subject.klto("local:2", "", ours)),
             lambda: subject.plain(theirs), PAIRS, warm_up=False,
         )  # fmt: skip
-        print(ratio.row(1.6))
         _same(ours, theirs)
         _per_module(ratio, uses[-1])
         standing = _standing(subject, folder, lambda: _same(ours, theirs), ours, theirs)
@@ -175,7 +173,8 @@ def main() -> None:
 def _per_module(ratio: Ratio, use: ClusterUse) -> None:
     extra = statistics.median(a - b for a, b in zip(ratio.a, ratio.b, strict=True)) / use.modules
     print(
-        f"{'':<4}{extra * 1000:.1f} ms more for each of {use.modules} modules, the cluster's start among it"
+        f"{ratio.name}: {statistics.median(ratio.a):.1f} s, {statistics.median(ratio.b):.1f} s, {ratio.median:.2f}; "
+        f"{extra * 1000:.1f} ms more for each of {use.modules} modules, the cluster's start among it"
     )
 
 
@@ -207,7 +206,7 @@ def _account(use: ClusterUse, workers: float) -> str:
     return (
         f"thin link {use.thin_link_seconds:.2f} s, backends {use.backend_seconds:.1f} s "
         f"({use.backend_cpu_seconds:.1f} s of CPU), final link {use.final_link_seconds:.2f} s; CPU for each module: "
-        f"link {use.client_cpu_seconds * each:.2f} ms, looking at it {use.helper_cpu_seconds * each:.2f} ms, "
+        f"link {use.client_cpu_seconds * each:.2f} ms, looking at it and packing {use.helper_cpu_seconds * each:.2f} ms, "
         f"scheduler {use.scheduler_cpu_seconds * each:.2f} ms, workers {workers * each:.2f} ms"
     )
 
