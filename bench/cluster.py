@@ -206,7 +206,8 @@ def _account(use: ClusterUse, workers: float) -> str:
     return (
         f"thin link {use.thin_link_seconds:.2f} s, backends {use.backend_seconds:.1f} s "
         f"({use.backend_cpu_seconds:.1f} s of CPU), final link {use.final_link_seconds:.2f} s; CPU for each module: "
-        f"link {use.client_cpu_seconds * each:.2f} ms, looking at it and packing {use.helper_cpu_seconds * each:.2f} ms, "
+        f"link {use.client_cpu_seconds * each:.2f} ms, "
+        f"looking at it and packing {use.helper_cpu_seconds * each:.2f} ms, "
         f"scheduler {use.scheduler_cpu_seconds * each:.2f} ms, workers {workers * each:.2f} ms"
     )
 
