@@ -18,7 +18,6 @@ from pathlib import Path
 from bench.build import FOLDER
 from bench.pairs import HEADER, in_turn, quiet
 from klto.events import LinkFinished, read_journal
-from klto.files import user_cache_dir
 from klto.kernel.jobserver import Jobserver
 from klto.link import entry
 from klto.machine import usable_cpus
@@ -34,7 +33,7 @@ def main() -> None:
     words = shlex.split(saved)[1:]
     cache, jobs = FOLDER / "bench-link-cache", usable_cpus()
     at = words.index("-o") + 1
-    environment = {**os.environ, "KLTO_CACHE": str(cache), "KLTO_JOBS": str(jobs)}
+    environment = {**os.environ, "KLTO_CACHE": str(cache), "KLTO_JOBS": str(jobs), "KLTO_WHOLE_LINKS": "1"}
     environment.pop("KLTO_JOBSERVER", None)
     variants = iter(_variants(build, 2 * PAIRS + 2))
 
@@ -90,17 +89,45 @@ def _variants(build: Path, wanted: int) -> list[bytes]:
     return variants
 
 
-def budget() -> None:
-    """A budget midway between the peak of an all-cached link and the unconstrained one, with debug information.
+#: Functions of the fat module, each with a loop and a switch: its backend needs several times what the others do.
+FAT_FUNCTIONS = 9000
 
-    On the test kernel that ``make test`` builds with DWARF 5.
-    """
-    build = user_cache_dir() / "test/x86_64-6.12-debug"
-    if not (build / ".vmlinux.o.cmd").exists():
-        print("budget: not measured, make test builds the kernel for it")
-        return
+_FAT = """unsigned long klto_fat_{n}(unsigned long *p, unsigned long n) {{
+  unsigned long i, s = {n};
+  for (i = 0; i < n; i++)
+    switch ((p[i] ^ s) & 7) {{
+    case 0: s += p[i] * {a}; break;
+    case 1: s ^= p[i] >> 3; break;
+    case 2: s -= p[i ^ 1] + {b}; break;
+    case 3: p[i] = s * {a}; break;
+    case 4: s = s << 5 | s >> 59; break;
+    case 5: s += p[n - i - 1]; break;
+    default: s *= {b};
+    }}
+  return s;
+}}
+"""
+
+
+def _fat_module(build: Path) -> Path:
+    """A bitcode module of the kernel's own options and no kernel code."""
+    saved = (build / "kernel/.sys.o.cmd").read_text().splitlines()[0].partition(":= ")[2]
+    found = re.search(r"\S+/kernel/sys\.c", saved)
+    assert found is not None
+    source, out = FOLDER / "fat.c", FOLDER / "fat.o"
+    source.write_text("".join(_FAT.format(n=n, a=2 * n + 3, b=5 * n + 7) for n in range(FAT_FUNCTIONS)))
+    command = saved.replace(found[0], f"-Wno-missing-prototypes {source}").replace(
+        "-o kernel/sys.o", f"-o {out}"
+    )
+    subprocess.run(["sh", "-c", command], cwd=build, check=True)
+    return out
+
+
+def budget() -> None:
+    """A budget midway between the peak of an all-cached link and the unconstrained one, with one fat module."""
+    build = FOLDER / "klto"
     saved = (build / ".vmlinux.o.cmd").read_text().splitlines()[0].partition(":= ")[2].partition(";")[0]
-    words = shlex.split(saved)[1:]
+    words = [*shlex.split(saved)[1:], str(_fat_module(build))]
     words[words.index("-o") + 1] = str(FOLDER / "budget.o")
     linker, jobs = "/usr/lib/llvm-19/bin/ld.lld", usable_cpus()
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder, Jobserver(f"{folder}/fifo", jobs) as server:

@@ -130,9 +130,11 @@ class LinkFinished(_Event, frozen=True, tag="link-finished"):
     stopped_by: int | None = None
     #: Modules whose code was generated, the others came from the cache; None without the cache.
     generated: int | None = None
+    #: The output of an equal link was taken as it was: no linker ran.
+    whole: bool = False
     #: None: in process.
     cluster: ClusterUse | None = None
-    #: Why klto ended it itself: memory, timeout, or empty.
+    #: Why klto ended it itself: memory, timeout, refused (by a check of its inputs), or empty.
     cause: str = ""
     #: Whether another attempt follows.
     again: bool = False

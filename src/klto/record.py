@@ -137,6 +137,8 @@ class Link(_Value, frozen=True):
     cpu_seconds: float | None = None
     peak_bytes: int | None = None
     generated: int | None = None
+    #: The output of an equal link was taken from the cache as a whole: no linker ran.
+    whole: bool = False
     #: What a link on a cluster used and met; None for a link in process.
     cluster: ClusterUse | None = None
     modules: list[LinkedModule] = []
@@ -461,6 +463,7 @@ class RecordKeeper:
             cpu_seconds=event.cpu_seconds,
             peak_bytes=event.peak_bytes,
             generated=event.generated,
+            whole=event.whole,
             modules=event.modules,
             cluster=event.cluster,
         )

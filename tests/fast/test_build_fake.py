@@ -288,7 +288,12 @@ def test_native_code_where_lto_was_asked_for_is_no_lto_kernel(
     assert [(f["rule"], f["artifact"]) for f in record.findings if f["level"] == "error"] == [
         ("lto-lost", "init/part2.o")
     ]
-    assert [stage.name for stage in record.stages] == ["configure", "compile"]
+    # The check runs beside the link and ends it.
+    assert {stage.name: stage.status for stage in record.stages}["link"] == "failed"
+    assert [(link.returncode, link.whole) for link in record.links if link.output == "vmlinux.o"] == [
+        (1, False)
+    ]
+    assert not (build_dir / "vmlinux.o").exists()
     done = klto("build", "-C", tree, "-b", build_dir, "--fail-on", "never")
     assert done.status == 1
     assert "1 objects were compiled with -flto and are native code: init/part2.o" in done.err

@@ -174,7 +174,7 @@ def test_a_hundred_megabytes_of_words_are_cut_and_the_end_is_shown(tmp_path: Pat
 
 def test_an_error_is_remembered_across_reads(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "stderr"), lambda data: None)
-    (tmp_path / "stderr").write_bytes(b"x" * 65533 + b"error: y")
+    (tmp_path / "stderr").write_bytes(b"x" * 65533 + b"error: y\n")
     assert output.first_error is None
     output.pump()
     assert output.first_error is not None

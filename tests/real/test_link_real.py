@@ -20,6 +20,7 @@ from klto.objects.archive import leaves, read_archive
 from klto.objects.kind import kind_of
 from klto.record import Link, read_record
 from tests.real.conftest import Kernel
+from tests.real.relink import Relink, lto_links
 
 pytestmark = pytest.mark.real
 
@@ -30,6 +31,32 @@ def copied(x86_64_6_12: Kernel, copy_of: Callable[[Kernel], Kernel]) -> Iterator
     assert kernel.klto("build", *kernel.options).status == 0
     yield kernel
     shutil.rmtree(kernel.build_dir)
+
+
+LLD = Path("/usr/lib/llvm-19/bin/ld.lld")
+
+
+@pytest.mark.parametrize("name", ["arm64_6_12", "x86_64_6_12_debug"])
+def test_links_of_kernel_modules_and_hyp_code(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kvm_nvhe.tmp.o with its linker script, and kernel modules of one object and of many."""
+    kernel: Kernel = request.getfixturevalue(name)
+    monkeypatch.chdir(kernel.build_dir)
+    relink = Relink(kernel.build_dir, tmp_path, LLD)
+    links = [link for link in lto_links(kernel.build_dir) if link[0] != "vmlinux.o"]
+    wanted = {"arm64_6_12": "arch/arm64/kvm/hyp/nvhe/kvm_nvhe.tmp.o"}.get(name, "drivers/misc/lkdtm/lkdtm.o")
+    assert wanted in [output for output, _ in links]
+    for output, arguments in links:
+        fresh = relink.by_lld(arguments)
+        first, cold = relink.by_klto(arguments)
+        again, whole = relink.by_klto(arguments)
+        assert first == again == fresh, output
+        assert (cold.whole, whole.whole) == (False, True), output
+        relink.forget_whole_links()
+        from_modules, warm = relink.by_klto(arguments)
+        assert from_modules == fresh, output
+        assert (warm.generated, warm.whole) == (0, False), output
 
 
 def _vmlinux_link(kernel: Kernel) -> Link:
@@ -50,11 +77,19 @@ def _ikconfig(kernel: Kernel) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_relink_takes_everything_from_the_cache_and_gives_the_same_bytes(copied: Kernel) -> None:
-    _relinked(copied)
-    cached = _relinked(copied)
-    assert _vmlinux_link(copied).generated == 0
-    assert _relinked(copied, "--no-cache") == cached
+def test_relink_takes_everything_from_the_cache_and_gives_the_same_bytes(
+    copied: Kernel, tmp_path: Path
+) -> None:
+    """As a whole, then module by module, then without the cache."""
+    cache = ("--cache-dir", str(tmp_path))
+    cold = _relinked(copied, *cache)
+    assert _vmlinux_link(copied).generated == _vmlinux_link(copied).bitcode_inputs
+    assert _relinked(copied, *cache) == cold
+    assert _vmlinux_link(copied).whole
+    shutil.rmtree(tmp_path / "partitions/links")
+    assert _relinked(copied, *cache) == cold
+    assert (_vmlinux_link(copied).generated, _vmlinux_link(copied).whole) == (0, False)
+    assert _relinked(copied, "--no-cache") == cold
     assert _vmlinux_link(copied).generated is None
 
 

@@ -134,27 +134,25 @@ def test_traces_are_what_llvm_symbolizer_says(
 def test_addresses_are_told_apart(
     x86_64_6_12_debug: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KASLR is on, but without RANDOMIZE_MEMORY the kernel does not say by how much: numbers cannot be placed."""
     kernel = x86_64_6_12_debug
+    moved = []
     for crash, role, what in (
         ("EXCEPTION", "fault", "unmapped: a null pointer"),
         ("ACCESS_NULL", "fault", "unmapped: a null pointer"),
         ("EXEC_NULL", "pc", "unmapped: a null pointer"),
         ("EXEC_USERSPACE", "fault", "unmapped: an address of user space"),
+        ("EXEC_DATA", "pc", "data"),
+        ("EXEC_RODATA", "pc", "read-only data"),
     ):
         with monkeypatch.context() as patch:
             result = provoke(request(kernel, tmp_path), crash, tmp_path / f"{crash}.log", patch)
         done = kernel.klto("boot", "--decode", result.console_log, "-b", kernel.build_dir, "--json")
         frames = json.loads(done.out)["reports"][0]["frames"]
         assert any(f["role"] == role and f["what"].startswith(what) for f in frames), (crash, frames)
-    with monkeypatch.context() as patch:
-        result = provoke(request(kernel, tmp_path), "EXEC_DATA", tmp_path / "log", patch)
-    assert "Kernel Offset: disabled" in result.console_log.read_text(errors="replace")
-    done = kernel.klto("boot", "--decode", result.console_log, "-b", kernel.build_dir, "--json")
-    frames = json.loads(done.out)["reports"][0]["frames"]
-    notes = [frame["notes"] for frame in frames if frame["role"] in ("fault", "pc")]
-    assert notes
-    assert all("RANDOMIZE_MEMORY" in note[0] for note in notes), notes
+        log = result.console_log.read_text(errors="replace")
+        moved += [int(text, 16) for text in re.findall(r"Kernel Offset: 0x([0-9a-f]+) from", log)]
+    # KASLR has five hundred places for the kernel: nobody is at the first one every time.
+    assert any(moved), moved
 
 
 def test_kernel_without_debug_information(

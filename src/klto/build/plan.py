@@ -74,8 +74,12 @@ class Plan:
 
     @property
     def keep_names(self) -> bool:
-        """Whether promoted functions keep their names: wanted, and known to the linker."""
-        return self.request.keep_names and self.kbuild.toolchain.supports(*KEEP_NAMES_OPTIONS)
+        """Whether promoted functions keep their names: there are any, it is wanted, and known to the linker."""
+        return (
+            self.lto != "none"
+            and self.request.keep_names
+            and self.kbuild.toolchain.supports(*KEEP_NAMES_OPTIONS)
+        )
 
     @property
     def build_dir(self) -> Path:

@@ -43,7 +43,7 @@ from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
 from klto.link.blame import ENV_REPRODUCERS
-from klto.link.cached import ENV_CACHE
+from klto.link.cached import ENV_CACHE, ENV_WHOLE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, remember_finish
 from klto.link.run import ENV_CLUSTER, ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
@@ -299,6 +299,7 @@ class _Run:
                 **self.checks.environment(),
                 ENV_JOURNAL: str(folder.journal),
                 ENV_CACHE: str(plan.link_cache or ""),
+                ENV_WHOLE: "" if plan.request.time_trace else "1",
                 ENV_CLUSTER: self._cluster(stack),
                 ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
                 ENV_MEMORY: str(plan.request.memory or ""),

@@ -167,6 +167,8 @@ def _summary(record: Record, build_dir: Path) -> None:
         if link.output == "vmlinux.o" and link.generated is not None:
             took = duration(link.wall_seconds or 0.0)
             shares = f"{link.generated} of {link.bitcode_inputs} modules generated, the rest from the cache"
+            if link.whole:
+                shares = "taken from the cache as a whole, none of its inputs has changed"
             print(f"{'link':<10}{took}: {shares}")
     if record.checked:
         levels = [str(finding["level"]) for finding in record.findings]

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
 
     from klto.build.plan import default_cache_dir
     from klto.errors import UsageError
-    from klto.link.cached import ENV_CACHE
+    from klto.link.cached import ENV_CACHE, ENV_WHOLE
     from klto.link.entry import main
     from klto.link.run import ENV_CLUSTER
     from klto.machine import default_jobs
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if linker is None:
         raise UsageError("no ld.lld in PATH", "name one: KLTO_LD=/usr/lib/llvm-19/bin/ld.lld klto ld ...")
     os.environ.setdefault(ENV_CACHE, str(default_cache_dir()))
+    os.environ.setdefault(ENV_WHOLE, "1")
     os.environ.setdefault("KLTO_JOBS", str(default_jobs()))
     arguments = list(args.arguments)
     if arguments and arguments[0].startswith("--cluster"):

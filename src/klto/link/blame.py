@@ -247,7 +247,7 @@ class _Search:
     def _try(self, modules: list[Module]) -> tuple[Ended, list[Module]]:
         """Generate these modules: (how it ended, who is suspect when it failed)."""
         link = self._link
-        with CachedLink(self._root, link.linker, link.arguments, link.request) as cached:
+        with CachedLink(self._root, link.linker, link.arguments, link.request, link.inputs) as cached:
             view = cached.view
             if view is None:
                 raise OSError(f"{self._root} cannot be used")
@@ -268,6 +268,7 @@ class _Search:
                 watch.stalled if watch else None,
                 write=lambda data: None,
                 quiet=True,
+                renamed=cached.renamed,
             ).wait()
             view.judged = True
             if ended.returncode != 0:

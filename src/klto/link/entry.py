@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from klto.link.hooks import hooks_of, run_hook
+from klto.link.hooks import Running, hooks_of, run_hook
 from klto.link.inputs import read_inputs
 from klto.link.request import parse_request
 from klto.link.run import ENV_KEEP_NAMES, KEEP_NAMES_OPTIONS, ends_like, run_link
@@ -23,15 +23,21 @@ def main(argv: list[str]) -> int:
         arguments += KEEP_NAMES_OPTIONS
     request = parse_request(arguments)
     hooks = hooks_of(request.output)
-    status = run_hook(hooks.before, arguments)
-    if status:
-        return status
+    before = Running(hooks.before, arguments)
     inputs = read_inputs(request)
-    if inputs.bitcode == 0 and not hooks.after:
-        os.execv(linker, argv)
     if inputs.bitcode == 0:
-        return run_hook(argv, []) or run_hook(hooks.after, [request.output])
-    returncode = run_link(linker, arguments, request, inputs)
+        status = before.wait()
+        if status == 0 and not hooks.after:
+            os.execv(linker, argv)
+        return status or run_hook(argv, []) or run_hook(hooks.after, [request.output])
+    returncode = run_link(linker, arguments, request, inputs, before)
+    status = before.wait()
+    if status:
+        try:
+            os.unlink(request.output)  # It may have been linked before it was found that it must not be.
+        except FileNotFoundError:
+            return status
+        return status
     if returncode < 0:
         ends_like(returncode)
     return returncode or run_hook(hooks.after, [request.output])

@@ -33,13 +33,36 @@ def hooks_of(output: str) -> Hooks:
     return Hooks(list(own.get("before", ())), list(own.get("after", ())))
 
 
-def run_hook(command: list[str], arguments: list[str]) -> int:
-    """Run one; its exit status, 128 and the signal's number when one ended it, as a shell has it. None: 0.
+class Running:
+    """A command with a link's arguments, running beside what comes next. An empty one has succeeded already.
 
     It stays in make's process group, so that whatever ends the build ends it too.
     """
-    if not command:
-        return 0
-    pid = os.posix_spawn(command[0], [*command, *arguments], os.environ)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else 128 - status
+
+    __slots__ = ("_pid", "_status")
+
+    def __init__(self, command: list[str], arguments: list[str]) -> None:
+        self._pid, self._status = 0, 0
+        if command:
+            self._pid = os.posix_spawn(command[0], [*command, *arguments], os.environ)
+
+    def wait(self) -> int:
+        """Its exit status; 128 and the signal's number when one ended it, as a shell has it."""
+        return self._reap(0)
+
+    def failed(self) -> bool:
+        """Whether it has ended, and badly."""
+        return self._reap(os.WNOHANG) != 0
+
+    def _reap(self, options: int) -> int:
+        if self._pid:
+            pid, status = os.waitpid(self._pid, options)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._pid, self._status = 0, code if code >= 0 else 128 - code
+        return self._status
+
+
+def run_hook(command: list[str], arguments: list[str]) -> int:
+    """Run one to its end; its exit status. None: 0."""
+    return Running(command, arguments).wait()

@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 
+from klto.link.store import boot_id
 from klto.objects.errors import MalformedObject
 from klto.objects.source import read_whole
 
@@ -122,18 +123,29 @@ def _digest_file(digest: hashlib._Hash, name: str, where: str, depth: int) -> No
             digest.update(b"unknown\0" + str(time.time_ns()).encode())
 
 
+class Seen:
+    """What is known of one input: a SHA-256 of its bytes, and the files its assembly includes. A value."""
+
+    __slots__ = ("names", "sha256")
+
+    def __init__(self, sha256: str, names: list[str]) -> None:
+        self.sha256 = sha256
+        self.names = names
+
+
 class Scan:
-    """Remembers, for the inputs of one link, which files each module includes.
+    """Remembers what the inputs of one link are, and which files each module includes.
 
     What was found counts as long as the file has the same inode, size and time stamps; ctime among them, which
-    no program can set.
+    no program can set; and until the machine is started again, since a power loss may leave stamps and no content.
     """
 
     def __init__(self, memo: str) -> None:
         self._memo = memo
         self._known: dict[str, list[object]] = {}
-        self._seen: dict[str, list[object]] = {}
-        self._changed = False
+        self._now: dict[str, list[object]] = {}
+        self._changed = self._young = False
+        self._boot = boot_id()
         self._load()
 
     def _load(self) -> None:
@@ -147,33 +159,48 @@ class Scan:
         if isinstance(known, dict):
             self._known = known
 
-    def names(self, path: str) -> list[str]:
-        """The files that the bitcode at ``path`` includes.
+    def _identity(self, status: os.stat_result) -> list[object]:
+        return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self._boot]
 
-        :raises Uncacheable: when they cannot be told.
+    def look(self, path: str, *, bitcode: bool) -> Seen:
+        """Look at an input.
+
+        :raises Uncacheable: when what it includes cannot be told.
         :raises OSError: when the file cannot be read.
         """
         status = os.stat(path)
-        identity = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        identity = self._identity(status)
         known = self._known.get(path)
-        if known is not None and known[:4] == identity:
-            self._seen[path] = known
-            return [str(name) for name in known[4:]]
+        if known is not None and known[:5] == identity:
+            self._now[path] = known
+            return Seen(str(known[5]), [str(name) for name in known[6:]])
         with open(path, "rb") as stream:
             data = stream.read()
-        names = included_names(data, path) if may_include(data) else []
+        names = included_names(data, path) if bitcode and may_include(data) else []
+        sha256 = hashlib.sha256(data).hexdigest()
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_YOUNG:
-            self._seen[path] = [*identity, *names]
+            self._now[path] = [*identity, sha256, *names]
             self._changed = True
-        return names
+        else:
+            self._young = True
+        return Seen(sha256, names)
+
+    def still(self) -> bool:
+        """Whether every file that was looked at is the same still; False too when one is too young to tell."""
+        try:
+            return not self._young and all(
+                known[:5] == self._identity(os.stat(path)) for path, known in self._now.items()
+            )
+        except OSError:
+            return False
 
     def save(self) -> None:
         """Keep what was found."""
-        if not self._changed and len(self._seen) == len(self._known):
+        if not self._changed and len(self._now) == len(self._known):
             return
         import json
 
         aside = f"{self._memo}.{os.getpid()}"
         with open(aside, "w", encoding="utf-8", errors="surrogateescape") as stream:
-            json.dump(self._seen, stream)
+            json.dump(self._now, stream)
         os.replace(aside, self._memo)

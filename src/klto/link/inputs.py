@@ -50,12 +50,21 @@ class Inputs:
     """A link's inputs: its bitcode modules in the order of the command line, and its native objects.
 
     Each member of an archive is one. ``certain``: how many modules from the first one on are surely linked, and in
-    this order; behind them are members of archives that are taken on demand.
+    this order; behind them are members of archives that are taken on demand. ``files``: every file that is read, the
+    archives and the members of thin ones; None when one of them could not be.
     """
 
-    __slots__ = ("certain", "modules", "native", "native_bytes")
+    __slots__ = ("certain", "files", "modules", "native", "native_bytes")
 
-    def __init__(self, modules: list[Module], certain: int, native: int, native_bytes: int) -> None:
+    def __init__(
+        self,
+        modules: list[Module],
+        certain: int,
+        native: int,
+        native_bytes: int,
+        files: list[str] | None = None,
+    ) -> None:
+        self.files = files
         self.modules = modules
         self.certain = certain
         self.native = native
@@ -93,9 +102,14 @@ def read_inputs(request: LinkRequest) -> Inputs:
     modules: list[Module] = []
     native = native_bytes = 0
     certain: int | None = None
+    files: list[str] | None = []
     for path, eager in zip(request.inputs, request.eager, strict=True):
         try:
+            if files is not None:
+                files.append(path)
             for kind, module in _objects(path):
+                if files is not None and module.path not in (None, path):
+                    files.append(str(module.path))
                 if kind == "bitcode":
                     if not eager and certain is None:
                         certain = len(modules)
@@ -104,8 +118,8 @@ def read_inputs(request: LinkRequest) -> Inputs:
                     native += 1
                     native_bytes += module.size
         except (MalformedObject, OSError):
-            continue
-    return Inputs(modules, len(modules) if certain is None else certain, native, native_bytes)
+            files = None
+    return Inputs(modules, len(modules) if certain is None else certain, native, native_bytes, files)
 
 
 def _objects(path: str) -> list[tuple[str, Module]]:

@@ -11,15 +11,19 @@ from klto.link.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
-#: Seconds between looks at the linker, and between looks at its memory when that is limited.
-_LOOK, _LOOK_AT_MEMORY = 0.05, 0.01
+#: Seconds between looks at the linker; between looks at its memory when that is limited; and when it has used so
+#: much of what it may. A look takes some ten microseconds.
+_LOOK, _LOOK_AT_MEMORY, _LOOK_CLOSELY, _CLOSE = 0.05, 0.01, 0.002, 0.75
 
 #: The least and the largest share of a budget that is kept for growth between two looks. The kernel's own count
 #: lags behind by some pages for each thread (SPLIT_RSS_COUNTING, mm/memory.c of 6.1; percpu counters of 6.12).
 _MARGIN = (0.02, 0.05)
+
+#: A check of its inputs that ran beside it has failed.
+REFUSED = "refused"
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,7 +34,7 @@ class Ended:
     :ivar returncode: negative for a signal.
     :ivar peak_bytes: its largest resident set.
     :ivar stopped_by: the signal that klto was sent and passed on, if any.
-    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, or empty.
+    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, ``refused``, or empty.
     :ivar said: what it said on its standard error.
     :ivar first_error: when its first error was seen (seconds since the epoch), None when there was none.
     """
@@ -86,6 +90,8 @@ class Linker:
     :param write: where what it says goes; None: to this process's standard error.
     :param quiet: its standard output goes the same way.
     :param stalled: asked now and then whether its modules get nowhere any more.
+    :param renamed: what stands in for an input, to the input's own name.
+    :param refused: asked now and then whether the link is not to be.
     """
 
     def __init__(
@@ -96,10 +102,12 @@ class Linker:
         stalled: Callable[[], bool] | None = None,
         write: Callable[[bytes], object] | None = None,
         quiet: bool = False,
+        refused: Callable[[], bool] | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
-        self._output = Output(stderr, write)
-        self._budget, self._stalled = budget, stalled
+        self._output = Output(stderr, write, renamed)
+        self._budget, self._stalled, self._refused = budget, stalled, refused
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -120,7 +128,7 @@ class Linker:
             raise
 
     def _wait(self) -> Ended:
-        ended, before = self._ended, 0
+        ended, before, looked = self._ended, 0, 0.0
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -138,8 +146,14 @@ class Linker:
                 if now + growth > self._budget:
                     self._end("memory")
                 before = now
+                pause = _LOOK_CLOSELY if now > _CLOSE * self._budget else _LOOK_AT_MEMORY
+            if time.monotonic() - looked < _LOOK:
+                continue
+            looked = time.monotonic()
             if self._stalled is not None and self._stalled():
                 self._end("timeout")
+            if self._refused is not None and self._refused():
+                self._end(REFUSED)
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
         self.pid = 0

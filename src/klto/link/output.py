@@ -13,10 +13,13 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 #: Bytes passed on before the rest is only counted, and bytes of the end that are shown then.
 _PASSED, _LAST = 1 << 20, 1 << 14
+
+#: Bytes read at once.
+_CHUNK = 1 << 16
 
 #: What stands where words were left out.
 CUT = b"bytes of the linker's output are left out here"
@@ -29,9 +32,18 @@ ERROR = b"error:"
 
 
 class Output:
-    """The linker's standard error. ``descriptor`` is for the linker."""
+    """The linker's standard error. ``descriptor`` is for the linker.
 
-    def __init__(self, path: str | None, write: Callable[[bytes], object] | None = None) -> None:
+    :param renamed: what stood in for an input, to the input's own name: the user is told of what he has.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        write: Callable[[bytes], object] | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        self._renamed = {os.fsencode(copy): os.fsencode(own) for copy, own in (renamed or {}).items()}
         if path is None:
             self.descriptor = os.memfd_create("klto-linker-stderr", os.MFD_CLOEXEC)
             # The linker must append, or what it says after the file was emptied would have a gap before it.
@@ -47,10 +59,16 @@ class Output:
         self._left_out = 0
         self.first_error: float | None = None
 
-    def pump(self) -> None:
-        """Pass on what has come since the last call."""
-        while data := os.pread(self.descriptor, 1 << 16, self._at):
+    def pump(self, *, ended: bool = False) -> None:
+        """Pass on the lines that have come since the last call; a last one without its end when it has ended."""
+        while data := os.pread(self.descriptor, _CHUNK, self._at):
+            whole = data.rfind(b"\n") + 1
+            if whole == 0 and len(data) < _CHUNK and not ended:
+                break
+            data = data[:whole] if whole else data
             self._at += len(data)
+            for copy, own in self._renamed.items():
+                data = data.replace(copy, own)
             if self.first_error is None and ERROR in self._torn + data:
                 self.first_error = time.time()
             self._torn = data[-len(ERROR) :]
@@ -61,7 +79,7 @@ class Output:
             if len(data) > room:
                 self._left_out += len(data) - room
                 self._last = (self._last + data[room:])[-_LAST:]
-        if self._at > _MOST_ON_DISK:
+        if self._at > _MOST_ON_DISK and self._at == os.fstat(self.descriptor).st_size:
             if self._path is not None and self.first_error is not None:
                 mark_tainted(os.path.dirname(self._path))
             os.ftruncate(self.descriptor, 0)
@@ -69,7 +87,7 @@ class Output:
 
     def close(self) -> bytes:
         """Pass on the rest; the first and last of what was said."""
-        self.pump()
+        self.pump(ended=True)
         os.close(self.descriptor)
         if not self._left_out:
             return self._kept

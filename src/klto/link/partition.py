@@ -40,13 +40,18 @@ def partition_of(linker: str, arguments: tuple[str, ...], inputs: frozenset[str]
     :param memo: a file that remembers digests of linkers.
     """
     digest = hashlib.sha256(linker_digest(linker, memo).encode())
-    for word, content in _relevant(arguments, inputs):
+    for word, content in argument_digests(arguments, inputs):
         digest.update(b"\0" + word.encode("utf-8", "surrogateescape") + b"\0" + content)
     return digest.hexdigest()
 
 
-def _relevant(arguments: tuple[str, ...], inputs: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-    """The arguments that count, each with a digest of the file it names, if it names one."""
+def argument_digests(
+    arguments: tuple[str, ...], inputs: frozenset[str], *, scripts: bool = False
+) -> Iterator[tuple[str, bytes]]:
+    """The arguments that count, but for inputs, each with a digest of the file it names, if it names one.
+
+    :param scripts: linker scripts count as what they hold, not as their names alone.
+    """
     words = iter(arguments)
     for word in words:
         name, equals, value = word.lstrip("-").partition("=")
@@ -57,9 +62,9 @@ def _relevant(arguments: tuple[str, ...], inputs: frozenset[str]) -> Iterator[tu
         if word in inputs:
             continue
         if word.startswith("-") and name in _SCRIPTS:
+            file = value if equals else next(words, "")
             yield word, b""
-            if not equals:
-                yield next(words, ""), b""
+            yield file, _named_file(file) if scripts else b""
             continue
         yield word, _named_file(word) or _named_file(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from klto.link.store import DEFAULT_LIMIT, Entry, Partition, adopt_abandoned
+from klto.link.store import DEFAULT_LIMIT, LINKS, Entry, Partition, adopt_abandoned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def stats(root: str) -> Stats:
     """Count what is there."""
     count = entries = size = 0
     for partition in partitions(root):
-        count += 1
+        count += partition.name != LINKS
         for _, status in _objects(partition):
             entries += 1
             size += status.st_size

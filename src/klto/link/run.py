@@ -4,12 +4,14 @@ lack of memory with fewer backends."""
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import time
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
-from klto.link.cached import ENV_CACHE, CachedLink, note
-from klto.link.linker import Ended, Linker, stopped_by
+from klto.link.cached import ENV_CACHE, ENV_WHOLE, CachedLink, note
+from klto.link.linker import REFUSED, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
@@ -17,6 +19,7 @@ from klto.report.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from klto.link.hooks import Running
     from klto.link.inputs import Inputs, Module
     from klto.link.request import LinkRequest
     from klto.link.store import View
@@ -61,6 +64,9 @@ class Link:
         self.full = not inputs.thin
         self.jobs = 1
         self.attempts = 0
+        self.begun = time.monotonic()
+        #: What may yet refuse the link while the linker runs.
+        self.before: Running | None = None
 
     def parallel(self) -> list[str]:
         """Options for the number of backends at once, and for the linker's own trace."""
@@ -70,12 +76,22 @@ class Link:
         return [*tracing, f"--threads={self.jobs}", f"--thinlto-jobs={self.jobs}"]
 
 
-def run_link(linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs) -> int:
+def run_link(
+    linker: str, arguments: list[str], request: LinkRequest, inputs: Inputs, before: Running | None = None
+) -> int:
     """Run the real linker on what was asked, with the link cache if there is one, and journal it.
 
+    :param before: runs beside the linker and ends it by failing. Where memory is limited, the linker waits for it.
     :returns: its status; negative for a signal.
     """
     link = Link(linker, arguments, request, inputs)
+    if (
+        before is not None
+        and (link.budget.limit is not None or os.environ.get(ENV_CLUSTER))
+        and before.wait()
+    ):
+        return 1
+    link.before = before
     tokens = Tokens(os.environ.get(ENV_PATH))
     try:
         # One module is one backend: more jobs than modules would idle.
@@ -124,7 +140,12 @@ def _run_plain(link: Link) -> int:
         _journal_end(link, ended, again)
         if not again:
             _explain_memory(link, ended)
-            if ended.returncode != 0 and stopped_by() is None and not ended.out_of_memory:
+            if (
+                ended.returncode != 0
+                and ended.cause != REFUSED
+                and stopped_by() is None
+                and not ended.out_of_memory
+            ):
                 from klto.link.blame import blame_unseen  # Late: only a failing link needs it.
 
                 blame_unseen(link, ended)
@@ -135,14 +156,23 @@ def _run_plain(link: Link) -> int:
 def _run_cached(link: Link) -> int | None:
     """The link with the cache; None when it failed for the cache's sake and is to be done without."""
     try:
-        with CachedLink(link.root, link.linker, link.arguments, link.request) as cached:
+        whole = bool(os.environ.get(ENV_WHOLE))
+        with CachedLink(
+            link.root, link.linker, link.arguments, link.request, link.inputs, whole=whole
+        ) as cached:
+            if cached.done:
+                refused = _is_refused(link)
+                _journal_whole(link, refused)
+                return int(refused)
             if cached.view is None:
                 return None
             ended, failed = _attempts(link, cached)
+            if ended.returncode == 0 and not ended.said and stopped_by() is None:
+                cached.keep_whole()
     except OSError as problem:
         note(f"{link.request.output} is linked again without the cache: {problem}")
         return None
-    if ended.returncode == 0 or stopped_by() is not None:
+    if ended.returncode == 0 or ended.cause == REFUSED or stopped_by() is not None:
         return ended.returncode
     if ended.out_of_memory:
         _explain_memory(link, ended)
@@ -181,7 +211,7 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
 def _judge(link: Link, view: View, ended: Ended, tasks: Tasks | None) -> list[Module] | None:
     """Remove what a failed run must not leave in the view; suspects when a backend can be to blame, else None."""
     view.judged = True
-    if ended.returncode == 0:
+    if ended.returncode == 0 or (ended.cause == REFUSED and ended.first_error is None):
         return None
     from klto.link.blame import distrust, suspects_of  # Late: only a failing link needs it.
 
@@ -229,6 +259,8 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
         os.path.join(view.folder, STDERR) if view is not None else None,
         link.budget.limit,
         watch.stalled if watch else None,
+        refused=link.before.failed if link.before else None,
+        renamed=cached.renamed if cached else None,
     )
     inputs, request = link.inputs, link.request
     journal.append(
@@ -248,6 +280,8 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
         view=view.objects if view is not None else None,
     )
     ended = linker.wait()
+    if _is_refused(link):
+        ended.cause, ended.returncode = REFUSED, ended.returncode or 1
     # With most of it from the cache a link says nothing about the next cold one.
     if (
         ended.returncode == 0
@@ -273,6 +307,46 @@ def _journal_end(
         again=again,
         generated=len(tasks.started()) if tasks else sum(1 for _ in view.generated()) if view else None,
         modules=_modules(link, tasks) if ended.returncode == 0 else [],
+    )
+
+
+def _is_refused(link: Link) -> bool:
+    """Wait for what ran beside the linker: whether it failed."""
+    return link.before is not None and link.before.wait() != 0
+
+
+def _journal_whole(link: Link, refused: bool) -> None:
+    """The output of an equal link was taken: no linker ran, and nothing was generated."""
+    inputs, request = link.inputs, link.request
+    journal.append(
+        "link-started",
+        output=request.output,
+        directory=os.getcwd(),
+        pid=os.getpid(),
+        attempt=1,
+        jobs=1,
+        full=link.full,
+        bitcode_inputs=inputs.bitcode,
+        native_inputs=inputs.native,
+        bitcode_bytes=inputs.bitcode_bytes,
+        memory_available=link.budget.available,
+        memory_budget=link.budget.limit,
+    )
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    journal.append(
+        "link-finished",
+        output=request.output,
+        returncode=int(refused),
+        cause=REFUSED if refused else "",
+        wall_seconds=time.monotonic() - link.begun,
+        cpu_seconds=used.ru_utime + used.ru_stime,
+        peak_bytes=used.ru_maxrss * 1024,  # KiB on Linux, getrusage(2)
+        generated=0,
+        whole=True,
+        modules=[
+            {"name": m.name, "seconds": None, "bytes_in": m.size, "bytes_out": None, "cached": True}
+            for m in inputs.modules
+        ],
     )
 
 

@@ -7,7 +7,7 @@ by the next one. Links at the same time, of any build dir, have different views 
 
 Layout below the cache's root::
 
-    partitions/<partition>/index          one line an entry: key size sha256 inode mtime_ns ctime_ns
+    partitions/<partition>/index          one line an entry: key size sha256 inode mtime_ns ctime_ns boot
     partitions/<partition>/<key>          an entry, a native object
     views/<name>.owner                    locked while the link lives; its partition and the machine's boot
     views/<name>/objects/llvmcache-<key>  what LLVM sees
@@ -17,6 +17,7 @@ Layout below the cache's root::
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: The names of LLVM's cache entries (llvm/lib/LTO/LTO.cpp and llvm/lib/Support/Caching.cpp, 14 to 22).
 ENTRY_PREFIX = "llvmcache-"
 
+#: The partition of finished links (klto.link.whole); all others are of modules.
+LINKS = "links"
+
 #: Behind a view's name: the file that says whose it is.
 _OWNER = ".owner"
 
@@ -42,19 +46,23 @@ DEFAULT_LIMIT = 5 << 30
 
 
 class Entry:
-    """One line of an index. ``status``: inode, mtime_ns and ctime_ns of the file when its content was hashed."""
+    """One line of an index. ``status``: inode, mtime_ns and ctime_ns of the file when its content was hashed.
 
-    __slots__ = ("key", "sha256", "size", "status")
+    ``boot``: the machine's boot in which it was hashed. What a file holds after a power loss its stamps do not tell.
+    """
 
-    def __init__(self, key: str, size: int, sha256: str, status: tuple[int, int, int]) -> None:
+    __slots__ = ("boot", "key", "sha256", "size", "status")
+
+    def __init__(self, key: str, size: int, sha256: str, status: tuple[int, int, int], boot: str) -> None:
         self.key = key
         self.size = size
         self.sha256 = sha256
         self.status = status
+        self.boot = boot
 
     def line(self) -> str:
         """The index's line."""
-        return f"{self.key} {self.size} {self.sha256} {' '.join(map(str, self.status))}\n"
+        return f"{self.key} {self.size} {self.sha256} {' '.join(map(str, self.status))} {self.boot}\n"
 
 
 class Partition:
@@ -72,15 +80,15 @@ class Partition:
             with open(self._index, encoding="ascii", errors="replace") as stream:
                 for line in stream:
                     fields = line.split()
-                    if len(fields) == 6 and line.endswith("\n") and fields[0].isalnum():
+                    if len(fields) == 7 and line.endswith("\n") and fields[0].isalnum():
+                        key, size, sha256, *stamps, boot = fields
                         try:
-                            size, *status = int(fields[1]), *map(int, fields[3:])
+                            status = (int(stamps[0]), int(stamps[1]), int(stamps[2]))
+                            entry = Entry(key, int(size), sha256, status, boot)
                         except ValueError:
                             continue
-                        found.pop(fields[0], None)  # Its place is that of its last line.
-                        found[fields[0]] = Entry(
-                            fields[0], size, fields[2], (status[0], status[1], status[2])
-                        )
+                        found.pop(key, None)  # Its place is that of its last line.
+                        found[key] = entry
         except FileNotFoundError:
             return {}
         return found
@@ -89,18 +97,22 @@ class Partition:
         """Where the entry's object lies."""
         return os.path.join(self.folder, key)
 
-    def intact(self, entry: Entry) -> bool:
-        """Whether the entry's file is what was put there.
+    def intact(self, entry: Entry) -> Entry | None:
+        """The entry, if its file is what was put there; with new stamps when its content had to be read for that.
 
-        Its stamps are compared, ctime among them, which no program can set; when they differ its content is.
+        Its stamps are compared, ctime among them, which no program can set. When they differ its content is, and
+        once after each start of the machine: a file system may keep a file's stamps and lose its content.
         """
         try:
             status = os.stat(self.path(entry.key))
         except FileNotFoundError:
-            return False
-        if status.st_size == entry.size and _stamps(status) == entry.status:
-            return True
-        return status.st_size == entry.size and _sha256(self.path(entry.key)) == entry.sha256
+            return None
+        if status.st_size != entry.size:
+            return None
+        if _stamps(status) == entry.status and entry.boot == boot_id():
+            return entry
+        fresh = self.hashed(entry.key)
+        return fresh if fresh is not None and fresh.sha256 == entry.sha256 else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -126,13 +138,13 @@ class Partition:
         """Move a new object into the store; its entry, not yet in the index."""
         sha256, size = _sha256(source), os.path.getsize(source)
         os.replace(source, self.path(key))
-        return Entry(key, size, sha256, _stamps(os.stat(self.path(key))))
+        return Entry(key, size, sha256, _stamps(os.stat(self.path(key))), boot_id())
 
     def hashed(self, key: str) -> Entry | None:
         """An entry made from the file as it is now; None when there is none."""
         try:
             status = os.stat(self.path(key))
-            return Entry(key, status.st_size, _sha256(self.path(key)), _stamps(status))
+            return Entry(key, status.st_size, _sha256(self.path(key)), _stamps(status), boot_id())
         except FileNotFoundError:
             return None
 
@@ -177,16 +189,22 @@ class View:
 
     def _offer(self) -> None:
         """Link the intact entries, the ones used last first; drop the others."""
-        altered = []
-        for entry in reversed(list(self._partition.entries().values())):
+        altered, read_again = [], []
+        for known in reversed(list(self._partition.entries().values())):
             if len(self.offered) >= MOST_OFFERED:
                 break
-            if self._partition.intact(entry):
-                os.symlink(self._partition.path(entry.key), self.path(entry.key))
+            entry, path = self._partition.intact(known), self._partition.path(known.key)
+            if entry is not None:
+                os.symlink(path, self.path(entry.key))
                 self.offered[entry.key] = entry
-            elif os.path.lexists(self._partition.path(entry.key)):
-                self._partition.drop(entry.key)
-                altered.append(entry.key)
+                if entry is not known:
+                    read_again.append(entry)
+            elif os.path.lexists(path):
+                self._partition.drop(known.key)
+                altered.append(known.key)
+        if read_again:
+            with self._partition.locked():
+                self._partition.append(read_again[::-1])
         if altered:
             self._note(
                 f"{len(altered)} entries of the link cache were damaged: dropped, and made again ({altered[0]})"
@@ -260,7 +278,7 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
                 continue
             partition, boot = owner
             try:
-                if boot == _boot_id() and partition.isalnum() and not is_tainted(folder):
+                if boot == boot_id() and partition.isalnum() and not is_tainted(folder):
                     count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
                     if count:
                         note(f"{count} modules that a killed link had finished are used again")
@@ -275,7 +293,7 @@ def _own(folder: str, partition: str) -> int:
         descriptor = os.open(folder + _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.path.exists(folder + _OWNER):
-            os.write(descriptor, f"{partition} {_boot_id()}\n".encode())
+            os.write(descriptor, f"{partition} {boot_id()}\n".encode())
             return descriptor
         os.close(descriptor)  # Another link took it for abandoned before it was locked.
 
@@ -307,7 +325,9 @@ def _abandoned(folder: str) -> Iterator[tuple[str, str] | None]:
         os.close(descriptor)
 
 
-def _boot_id() -> str:
+@functools.cache
+def boot_id() -> str:
+    """What tells one start of the machine from another (Documentation/admin-guide/sysctl/kernel.rst)."""
     with open("/proc/sys/kernel/random/boot_id") as stream:
         return stream.read().strip()
 

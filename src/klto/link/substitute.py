@@ -10,14 +10,11 @@ from __future__ import annotations
 import os
 
 from klto.link.includes import Uncacheable
-from klto.objects.archive import Archive, leaves, read_archive
-from klto.objects.kind import kind_of
+from klto.objects.archive import Archive, read_archive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from klto.objects.archive import Member
+    from collections.abc import Callable
 
     #: The salted bytes of a module: (its bytes, its name for messages) to bytes.
     Salt = Callable[[bytes, str], bytes]
@@ -62,37 +59,36 @@ class Substitutes:
 
 
 def _shadow(archive: Archive, folder: str, salted: dict[str, bytes]) -> None:
-    """Make ``folder`` look to a thin archive's relative members as its own folder does, but for the salted ones."""
+    """Make ``folder`` look to a thin archive's relative members as its own folder does, but for the salted ones.
+
+    A directory without a salted member below it is one link; a kernel has a thousand members, a few of them salted.
+    """
     base = os.path.dirname(os.path.abspath(archive.path))
+    real = {""}
     for member in archive.members:
-        parts = member.name.split("/")
-        if member.path is None or os.path.isabs(member.name) or ".." in parts:
+        if member.path is None or os.path.isabs(member.name) or ".." in member.name.split("/"):
             raise Uncacheable(f"{archive.path} has a member outside of its folder: {member.name}")
-        place = os.path.join(folder, member.name)
+        if member.where in salted:
+            parent = os.path.dirname(member.name)
+            while parent not in real:
+                real.add(parent)
+                parent = os.path.dirname(parent)
+    made = set()
+    for member in archive.members:
+        name = member.name
+        while os.path.dirname(name) not in real:
+            name = os.path.dirname(name)
+        if name in made:
+            continue
+        made.add(name)
+        place = os.path.join(folder, name)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         if member.where in salted:
             _write(place, salted[member.where])
-        elif not os.path.lexists(place):
-            os.symlink(os.path.join(base, member.name), place)
+        else:
+            os.symlink(os.path.join(base, name), place)
 
 
 def _write(path: str, data: bytes) -> None:
     with open(path, "xb") as stream:
         stream.write(data)
-
-
-def bitcode_inputs(inputs: tuple[str, ...]) -> Iterator[tuple[str, Member | None]]:
-    """The bitcode among a link's inputs: (argument, None for the argument itself or the archive's member).
-
-    :raises MalformedObject: when an archive is broken.
-    """
-    for path in inputs:
-        if not os.path.isfile(path):
-            continue  # The linker will say so.
-        kind = kind_of(path)
-        if kind == "bitcode":
-            yield path, None
-        elif kind in ("archive", "thin-archive"):
-            for member in leaves(read_archive(path)):
-                if member.kind() == "bitcode":
-                    yield path, member
