@@ -20,10 +20,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.pairs import HEADER, Ratio, in_turn, quiet
+from bench.pairs import Ratio, in_turn, quiet
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.files import user_cache_dir
+from klto.link.includes import included_names, may_include
+from klto.link.request import parse_request
 from klto.machine import usable_cpus
+from klto.objects.archive import read_archive
+from klto.objects.kind import kind_of
 
 PAIRS = 2
 #: Its figures, for ``bench cluster_model``.
@@ -85,17 +89,17 @@ class Subject:
 
 
 def _inputs(build: Path, words: list[str]) -> list[str]:
-    from klto.link.request import parse_request
-    from klto.objects.archive import read_archive
-
+    """The files that the link reads, those among them that assembly includes."""
     found = [".tmp_initcalls.lds"] if (build / ".tmp_initcalls.lds").exists() else []
     for word in parse_request(words).inputs:
         found.append(word)
         if word.endswith(".a"):
-            found += [
-                os.path.relpath(build / word / ".." / member.name, build)
-                for member in read_archive(build / word).members
-            ]
+            members = [build / word / ".." / member.name for member in read_archive(build / word).members]
+            found += [os.path.relpath(member, build) for member in members]
+    for name in list(found):
+        if kind_of(build / name) == "bitcode":
+            data = (build / name).read_bytes()
+            found += included_names(data, name) if may_include(data) else []
     return found
 
 
@@ -154,12 +158,10 @@ def main() -> None:
         subject = Subject(folder)
         ours, theirs = folder / "ours.o", folder / "theirs.o"
         uses: list[ClusterUse] = []
-        print(HEADER)
         ratio = in_turn(
             "local:2 / in process, no cache", lambda: uses.append(subject.klto("local:2", "", ours)),
             lambda: subject.plain(theirs), PAIRS, warm_up=False,
         )  # fmt: skip
-        print(ratio.row(1.6))
         _same(ours, theirs)
         _per_module(ratio, uses[-1])
         standing = _standing(subject, folder, lambda: _same(ours, theirs), ours, theirs)
@@ -171,7 +173,8 @@ def main() -> None:
 def _per_module(ratio: Ratio, use: ClusterUse) -> None:
     extra = statistics.median(a - b for a, b in zip(ratio.a, ratio.b, strict=True)) / use.modules
     print(
-        f"{'':<4}{extra * 1000:.1f} ms more for each of {use.modules} modules, the cluster's start among it"
+        f"{ratio.name}: {statistics.median(ratio.a):.1f} s, {statistics.median(ratio.b):.1f} s, {ratio.median:.2f}; "
+        f"{extra * 1000:.1f} ms more for each of {use.modules} modules, the cluster's start among it"
     )
 
 
@@ -203,7 +206,8 @@ def _account(use: ClusterUse, workers: float) -> str:
     return (
         f"thin link {use.thin_link_seconds:.2f} s, backends {use.backend_seconds:.1f} s "
         f"({use.backend_cpu_seconds:.1f} s of CPU), final link {use.final_link_seconds:.2f} s; CPU for each module: "
-        f"link {use.client_cpu_seconds * each:.2f} ms, looking at it {use.helper_cpu_seconds * each:.2f} ms, "
+        f"link {use.client_cpu_seconds * each:.2f} ms, "
+        f"looking at it and packing {use.helper_cpu_seconds * each:.2f} ms, "
         f"scheduler {use.scheduler_cpu_seconds * each:.2f} ms, workers {workers * each:.2f} ms"
     )
 

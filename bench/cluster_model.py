@@ -23,8 +23,10 @@ AIM_CORES, AIM, LARGE = 64, 0.85, 20_000
 class Costs:
     """Seconds for each module, all measured but for the network and the number of helpers.
 
-    :ivar look: CPU of reading and hashing it and of its symbols, on ``helpers`` processes of the link's machine.
-    :ivar client: CPU of the link's own process. ``scheduler``: of Dask's. ``worker``: of a worker's, backends aside.
+    :ivar look: CPU of reading, hashing and packing it and of its symbols, by ``helpers`` at a time on the link's
+        machine.
+    :ivar client: CPU of the link's own process. ``scheduler``: of Dask's. Both without what they take by the second,
+        as far as two runs of different length tell it apart. ``worker``: of a worker's, backends aside.
     :ivar network: bytes for each module there and back; ``speed``: bytes a second of the link's machine, 1 Gbit/s.
     :ivar start: seconds before the thin link and after the final link, once.
     """
@@ -43,23 +45,33 @@ class Costs:
     def stages(self) -> dict[str, float]:
         """What lies between a module and its backend, one module after the other, all stages at once."""
         return {
-            "looking at modules": self.look / self.helpers,
+            "looking at modules, packing": self.look / self.helpers,
             "the link's process": self.client,
             "scheduler": self.scheduler,
             "network": self.network / self.speed,
         }
 
 
-def costs_of(run: dict[str, Any], cpus: int) -> Costs:
-    """The costs that a run has shown."""
+def costs_of(run: dict[str, Any], other: dict[str, Any], cpus: int) -> Costs:
+    """The costs that a run has shown.
+
+    :param other: a run of the same link that took another time.
+    """
     count = run["modules"]
+
+    def by_module(name: str) -> float:
+        """Seconds for each module; the more of them, the more a second takes besides."""
+        longer = run["backend_seconds"] - other["backend_seconds"]
+        by_second = min(0.5, max(0.0, (run[name] - other[name]) / longer))
+        return max(0.0, float(run[name] - by_second * run["backend_seconds"])) / count / (1 - by_second)
+
     between = run["backend_seconds"] + run["thin_link_seconds"] + run["final_link_seconds"]
     return Costs(
         thin_link=run["thin_link_seconds"] / count,
         final_link=run["final_link_seconds"] / count,
         look=run["helper_cpu_seconds"] / count,
-        client=run["client_cpu_seconds"] / count,
-        scheduler=run["scheduler_cpu_seconds"] / count,
+        client=by_module("client_cpu_seconds"),
+        scheduler=by_module("scheduler_cpu_seconds"),
         worker=run["worker_cpu_seconds"] / count,
         network=(run["bytes_sent"] + run["bytes_received"]) / count,
         start=max(0.0, run["wall_seconds"] - between),
@@ -118,14 +130,14 @@ def main() -> None:
     measured = json.loads(path.read_text())
     seconds: list[float] = measured["seconds"]
     runs, cpus = measured["runs"], measured["cpus"]
-    costs = costs_of(runs["1"], cpus)
+    costs = costs_of(runs["1"], runs["2"], cpus)
     for workers, run in runs.items():
         modelled = on_one_machine(seconds, int(workers), costs, cpus)
         print(
             f"{workers} worker(s) on this machine: measured {run['wall_seconds']:.1f} s, "
             f"modelled from the run with one {modelled:.1f} s ({modelled / run['wall_seconds'] - 1:+.0%})"
         )
-    costs = costs_of(runs["2"], 4)
+    costs = costs_of(runs["2"], runs["1"], 4)
     print("for each module, ms: " + ", ".join(f"{k} {1000 * v:.2f}" for k, v in costs.stages().items()))
     large = random.Random(LARGE).choices(seconds, k=LARGE)
     for times in (seconds, large):

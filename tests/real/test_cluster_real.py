@@ -27,7 +27,7 @@ pytestmark = pytest.mark.real
 
 #: Modules of a link: more than klto links without a cluster whatever is asked, and a run of several jobs.
 _MODULES = 24
-_DEADLINE = 60.0
+_DEADLINE = 120.0
 _KLTO = (sys.executable, "-m", "klto")
 
 

@@ -51,7 +51,7 @@ _MOST_FAULTS, _MOST_LOST = 3, 3
 _SLOW_SECONDS, _SLOW_TIMES = 3.0, 4.0
 #: Expected seconds of the jobs that go to a worker together, and how many they may be: what a run costs besides
 #: its backends should be little of it, and a worker that is lost should not take much along.
-_RUN_SECONDS, _RUN_JOBS = 1.0, 16
+_RUN_SECONDS, _RUN_JOBS = 2.0, 32
 #: Memory of a backend: clang itself, and for each byte of bitcode.
 _BASE_MEMORY, _MEMORY_PER_BYTE = 150 << 20, 30
 
@@ -295,13 +295,15 @@ class ClusterRunner:
     async def _send(self, client: Client, lacking: Sequence[str], worker: str) -> str:
         """Send a worker what it lacks; empty, or why that failed."""
         try:
-            packed, size = await asyncio.to_thread(self._pack, lacking)
+            packed, size, seconds = await asyncio.to_thread(self._pack, lacking)
         except KeyError:
             return "it asked for files that are not part of the job"
         except OSError as error:
             return f"{error.strerror} ({error.filename})"
         self._use.bytes_sent += len(packed)
         self._use.bytes_sent_raw += size
+        self._use.helper_cpu_seconds += seconds
+        self._use.client_cpu_seconds -= seconds
         try:
             answer = await asyncio.wait_for(
                 client.run(remote.put_blobs, packed, workers=[worker], on_error="return"), _ANSWER
@@ -311,9 +313,11 @@ class ClusterRunner:
         problem = answer.get(worker, "no answer") if isinstance(answer, dict) else "no answer"
         return problem if isinstance(problem, str) else reason_of(problem)
 
-    def _pack(self, lacking: Sequence[str]) -> tuple[bytes, int]:
+    def _pack(self, lacking: Sequence[str]) -> tuple[bytes, int, float]:
+        """(message, bytes of the files in it, CPU seconds): in a thread, since zlib lets others run meanwhile."""
+        begun = time.thread_time()
         blobs = [(sha256, self._files.read(sha256)) for sha256 in lacking]
-        return remote.pack(blobs), sum(len(data) for _, data in blobs)
+        return remote.pack(blobs), sum(len(data) for _, data in blobs), time.thread_time() - begun
 
     def _judge(self, run: _Run, answer: Answer) -> None:
         """Take an answer in: deliver objects, and see to it that the other jobs are run again."""

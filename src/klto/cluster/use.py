@@ -17,7 +17,7 @@ class Use(msgspec.Struct):
     :ivar refused: workers with another toolchain.
     :ivar prepare_seconds: from the thin link's end until the last job was ready; the first have run by then.
     :ivar client_cpu_seconds: of the link's own process between thin and final link, loading Dask aside;
-        ``helper``: of looking at modules, by its helpers or itself; ``scheduler``: of the scheduler's process.
+        ``helper``: of looking at modules and packing them; ``scheduler``: of the scheduler's process.
     :ivar faults: what happened, in words.
     """
 
