@@ -124,10 +124,7 @@ def calibrate(builds: list[Path]) -> None:
     objtool = {each: _fit_objtool([m for m in links if _version(m) == each]) for each in versions}
     # Versions that are not among these builds stay as they were measured.
     before = json.loads(Path(CALIBRATION).read_text())["memory"]["objtool"]
-    memory = _fit(links) | {
-        "objtool": before | objtool,
-        "vmlinux_o": {k: statistics.fmean(m.vmlinux_o / m.bitcode for m in of) for k, of in by_mode.items()},
-    }
+    memory = _fit(links) | {"objtool": before | objtool}
     model = MemoryModel(memory)
     cpu = {mode: statistics.median(_cpu(m) for m in of) for mode, of in by_mode.items()}
     found = Calibration(
@@ -147,6 +144,9 @@ def calibrate(builds: list[Path]) -> None:
         instructions_per_byte=statistics.fmean((m.subject.instructions or 0) / m.bitcode for m in links),
         memory_error={k: max(abs(_expected(model, m) / m.peak - 1) for m in of) for k, of in by_mode.items()},
         cpu_error={k: max(abs(cpu[k] / _cpu(m) - 1) for m in of) for k, of in by_mode.items()},
+        vmlinux_o_per_byte={
+            k: statistics.fmean(m.vmlinux_o / m.bitcode for m in of) for k, of in by_mode.items()
+        },
         disk_per_byte=statistics.fmean(_disk(b) / (b / "vmlinux.o").stat().st_size for b in builds),
     )
     written = {**msgspec.to_builtins(found), "memory": memory}
@@ -183,8 +183,8 @@ def _disk(build: Path) -> int:
 def _fit_objtool(links: list[Measured]) -> list[float]:
     import numpy as np  # Late: a child's peak is never less than its parent's (klto.process).
 
-    lengths = [m.vmlinux_o for m in links if m.objtool_peak]
-    slope, base = np.polyfit(lengths, [m.objtool_peak for m in links if m.objtool_peak], 1)
+    sizes = [m.bitcode for m in links if m.objtool_peak]
+    slope, base = np.polyfit(sizes, [m.objtool_peak for m in links if m.objtool_peak], 1)
     return [max(0.0, float(base)), float(slope)]
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
-from report_samples import sample_record
+from report_samples import sample_record, write_record
 
 from klto.cli import main
 from klto.errors import UsageError
 from klto.events import Tick
 from klto.record import MOST_SAMPLES, Record, RecordKeeper, read_record
 from klto.report.history import METRICS, Run, append, find_jumps, history_path, read_history, summarise
+from klto.report.side import open_side
 from tests.conftest import Klto
 from tests.fake_kernel import make_fake_kernel, thin_config
 
@@ -137,6 +140,26 @@ def test_memory_curve_keeps_its_peak_however_long_the_run(tmp_path: Path) -> Non
     assert MOST_SAMPLES // 2 <= len(samples) <= MOST_SAMPLES
     assert max(s.bytes for s in samples) == 10**9
     assert [s.time for s in samples] == sorted(s.time for s in samples)
+
+
+def test_a_run_that_linked_nothing_says_how_long_its_last_whole_link_took(tmp_path: Path) -> None:
+    build, content = tmp_path / "build", b"no image"
+    record = sample_record(10)
+    vmlinux = msgspec.structs.replace(
+        record.artifacts[0], path="vmlinux", bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+    write_record(build, msgspec.structs.replace(record, links=[], artifacts=[vmlinux]))
+    (build / "vmlinux").write_bytes(content)
+    assert open_side(build).notes == ["its last run linked nothing: the link's time and memory are not known"]
+    (run,) = _runs([1])
+    whole = replace(run, build_dir=str(build), generated=run.bitcode_modules, link_seconds=24.4)
+    append(whole)
+    append(replace(whole, started=run.started + 1, generated=1, link_seconds=1.0))
+    append(replace(whole, started=run.started + 2, config_sha256="other", link_seconds=2.0))
+    (note,) = open_side(build).notes
+    assert note == "its last run linked nothing: its last whole link took 0:24, 210 MiB"
+    history_path().write_bytes(b"no database" * 500)
+    assert "not known" in open_side(build).notes[0]
 
 
 def test_every_build_is_added_and_a_damaged_history_stops_none(

@@ -32,7 +32,6 @@ MODEL = MemoryModel(
         "per_backend": 10.0,
         "per_full": 30.0,
         "objtool": {"6.1": [0.0, 20.0], "6.12": [MIB, 40.0]},
-        "vmlinux_o": {"thin": 0.6, "full": 0.7},
     }
 )
 CALIBRATION = Calibration(
@@ -42,6 +41,7 @@ CALIBRATION = Calibration(
     instructions_per_byte=0.1,
     memory_error={"thin": 0.1, "full": 0.5},
     cpu_error={"thin": 0.1, "full": 0.5},
+    vmlinux_o_per_byte={"thin": 0.6, "full": 0.7},
     disk_per_byte=4.0,
 )
 MODULES = [MIB, *[MIB // 10] * 100]
@@ -66,7 +66,7 @@ def test_estimate_adds_up_what_it_is_given() -> None:
     total = sum(MODULES)
     assert found.link.middle == 75 * MIB + 2 * total + 10 * (MODULES[0] + MODULES[1])
     assert found.finish is not None
-    assert found.finish.middle == pytest.approx(MIB + 40 * 0.6 * total)
+    assert found.finish.middle == pytest.approx(MIB + 40 * total)
     assert (found.largest, found.finish_process, found.memory) == ("objtool", "objtool", found.finish)
     assert found.cpu.middle == pytest.approx(total * 1e-6 * 0.5)
     assert found.seconds.middle == pytest.approx(total * 0.5 * (1e-8 + 0.99e-6 / 2))
@@ -109,7 +109,7 @@ def test_what_was_measured_here_corrects_the_plan_as_it_does_the_link(tmp_path: 
 def test_objtool_is_that_of_the_kernels_version(version: str, per_byte: int, base: int) -> None:
     found = guess("thin", 1, kernel=memory.kernel_key(version, "x86_64", False))
     assert found.finish is not None
-    assert found.finish.middle == pytest.approx(base + per_byte * 0.6 * sum(MODULES), abs=1)
+    assert found.finish.middle == pytest.approx(base + per_byte * sum(MODULES), abs=1)
 
 
 def test_more_backends_take_less_time_until_the_longest_module() -> None:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from report_samples import sample_record, write_record
+from report_samples import FINDING, sample_record, write_record
 
 from klto.cli import main
 from klto.errors import UsageError
@@ -73,6 +73,14 @@ def test_page_is_accessible(browser: Browser, small_page: Path, width: int, them
 def test_page_is_no_wider_than_the_window(browser: Browser, large_page: Path, width: int) -> None:
     browser.open(large_page, width)
     assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_a_long_name_in_a_finding_is_no_wider_than_the_window(browser: Browser, tmp_path: Path) -> None:
+    finding = {**FINDING, "message": "x" * 120, "remedies": ["y" * 120]}
+    write_record(tmp_path / "a", sample_record(3, findings=[finding]))
+    assert main(["report", "-q", str(tmp_path / "a"), "-o", str(tmp_path / "out.html")]) == 0
+    browser.open(tmp_path / "out.html", 400)
+    assert browser.run("return document.documentElement.scrollWidth") <= 400
 
 
 def test_theme_button(browser: Browser, large_page: Path) -> None:

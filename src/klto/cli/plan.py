@@ -181,6 +181,8 @@ def _notes(options: dict[str, str], plan: MachinePlan) -> Iterator[str]:
     seen = {e.finish_process for e in plan.estimates} - {"", "objtool"}
     if options.get("DEBUG_INFO_BTF") == "y" and not seen:
         yield "CONFIG_DEBUG_INFO_BTF: pahole's memory after the link is not part of the estimate"
+    if options.get("CALL_PADDING") == "y":
+        yield "CONFIG_CALL_PADDING: ld.lld's own part grows with the square of the functions: not in the estimate"
     if options.get("DEBUG_INFO") == "y":
         yield "CONFIG_DEBUG_INFO: calibrated without; the link can take twice the time"
         if options.get("X86_64") == "y" and all(e.finish is None for e in plan.estimates):

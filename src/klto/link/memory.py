@@ -176,7 +176,7 @@ def estimate_finish(
     version, arch, *debug = kernel.split()
     if arch != "x86_64" or debug:
         return None
-    return "objtool", int(load_model().objtool_of(version, bitcode_bytes, full=full))
+    return "objtool", int(load_model().objtool_of(version, bitcode_bytes))
 
 
 def kernel_key(version: str, arch: str, debug: bool) -> str:

@@ -27,13 +27,11 @@ class MemoryModel:
     :ivar pool: of backends at work, whatever they work on.
     :ivar per_backend: for the largest modules that can be at work at once.
     :ivar per_full: full LTO, all of whose bitcode is in memory at once, as IR.
-    :ivar objtool: (base, for each byte of vmlinux.o) by version of the kernel: 6.1's takes half of 6.12's.
-    :ivar vmlinux_o: bytes of vmlinux.o for each byte of bitcode, by kind of LTO.
+    :ivar objtool: (base, for each byte of bitcode without debug information) by version of the kernel: 6.1's takes half
+        of 6.12's.
     """
 
-    __slots__ = (
-        "base", "objtool", "per_backend", "per_bitcode", "per_full", "per_native", "pool", "vmlinux_o",
-    )  # fmt: skip
+    __slots__ = ("base", "objtool", "per_backend", "per_bitcode", "per_full", "per_native", "pool")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.base: float = values["base"]
@@ -43,7 +41,6 @@ class MemoryModel:
         self.per_backend: float = values["per_backend"]
         self.per_full: float = values["per_full"]
         self.objtool: dict[str, list[float]] = values["objtool"]
-        self.vmlinux_o: dict[str, float] = values["vmlinux_o"]
 
     def link(self, modules: Sequence[int], native_bytes: int, *, full: bool, jobs: int) -> float:
         """Bytes of the linker's largest resident set.
@@ -59,7 +56,7 @@ class MemoryModel:
             total += self.pool + self.per_backend * sum(sorted(modules, reverse=True)[:jobs])
         return total
 
-    def objtool_of(self, version: str, bitcode_bytes: int, *, full: bool) -> float:
+    def objtool_of(self, version: str, bitcode_bytes: int) -> float:
         """Bytes of objtool's largest resident set over vmlinux.o (x86).
 
         :param version: the kernel's; the newest calibrated one that is not newer counts, else the oldest.
@@ -67,7 +64,7 @@ class MemoryModel:
         ordered = sorted(self.objtool, key=_numbers)
         older = [name for name in ordered if _numbers(name) <= _numbers(version)]
         base, per_byte = self.objtool[older[-1] if older else ordered[0]]
-        return base + per_byte * self.vmlinux_o["full" if full else "thin"] * bitcode_bytes
+        return base + per_byte * bitcode_bytes
 
 
 def _numbers(version: str) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from klto.link.memory import estimate_finish, estimate_link
-from klto.link.memory_model import CALIBRATION, load_model
+from klto.link.memory_model import CALIBRATION
 
 #: Modes of LTO that are estimated.
 MODES = ("thin", "full")
@@ -30,6 +30,7 @@ class Calibration(msgspec.Struct, frozen=True):
     :ivar instructions_per_byte: of bitcode without debug information, where it is not there to be counted.
     :ivar memory_error: the largest relative error over the calibrating links, by mode.
     :ivar cpu_error: the same of CPU time.
+    :ivar vmlinux_o_per_byte: bytes of vmlinux.o for each byte of bitcode, by mode.
     :ivar disk_per_byte: of vmlinux.o: itself, vmlinux and what scripts/link-vmlinux.sh leaves beside them.
     """
 
@@ -39,6 +40,7 @@ class Calibration(msgspec.Struct, frozen=True):
     instructions_per_byte: float
     memory_error: dict[str, float]
     cpu_error: dict[str, float]
+    vmlinux_o_per_byte: dict[str, float]
     disk_per_byte: float
 
 
@@ -133,7 +135,7 @@ def estimate(
         serial = calibration.serial_per_instruction * instructions * reference
         backends = max(0.0, cpu - serial)
         wall = serial + max(backends / jobs, backends * max(modules, default=0) / max(total, 1))
-    vmlinux_o = load_model().vmlinux_o[mode] * total
+    vmlinux_o = calibration.vmlinux_o_per_byte[mode] * total
     # What the link cache keeps is the objects that vmlinux.o is made of.
     cache = 0.0 if full else vmlinux_o
     time_error = max(_LEAST_CPU_ERROR, calibration.cpu_error[mode]) + subject.error

@@ -16,6 +16,7 @@ from klto.objects.kind import kind_of
 from klto.record import ImageSizes, ObjectSize, Record, read_record
 from klto.report.attribution import Definitions, object_sizes, read_definitions
 from klto.report.image import Image
+from klto.report.units import duration, size
 
 _RECORD = Path(".klto", "record.json")
 
@@ -169,8 +170,25 @@ def _of_record(label: str, path: Path, home: Path | None) -> Side:
     else:
         side.image_path = vmlinux
         if not record.links and record.status == "done":
-            side.notes.append("its last run linked nothing: the link's time and memory are not in its record")
+            side.notes.append(f"its last run linked nothing: {_last_link(record, vmlinux.parent)}")
     return side
+
+
+def _last_link(record: Record, build_dir: Path) -> str:
+    """What the history knows of the last link of the same configuration there that generated everything."""
+    from klto.report.history import read_history  # Late: it imports what compares sides.
+
+    try:
+        runs = read_history()
+    except UsageError:
+        runs = []  # klto history says what is wrong with it.
+    where, config = os.path.abspath(build_dir), record.config.sha256 if record.config else None
+    for run in reversed(runs):
+        whole = run.generated in (None, run.bitcode_modules)
+        if (run.build_dir, run.config_sha256) == (where, config) and run.link_seconds and whole:
+            memory = f", {size(run.link_peak_bytes)}" if run.link_peak_bytes else ""
+            return f"its last whole link took {duration(run.link_seconds)}{memory}"
+    return "the link's time and memory are not known"
 
 
 def _is_the_one(path: Path, size: int, sha256: str) -> bool:
