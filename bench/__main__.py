@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def main(wanted: list[str]) -> None:
     unknown = set(wanted) - set(known)
     if unknown:
         sys.exit(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    # With it every start of klto compiles klto.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(machine())
     print(first_line("clang-19", "--version"), "/", first_line("make", "--version"))
     for name in wanted or known:

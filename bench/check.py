@@ -48,8 +48,6 @@ klto.check.run.check_link(build.link, rules)
 
 def main() -> None:
     """The ratio of times with its parts, and the peak of memory beside the largest file's tables."""
-    # A session may have this set; klto would compile itself at every start then.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     _, build_dir = _kernel()
     build = BuildDir(build_dir)
     files = [str(build_dir / subject.name) for subject in build.subjects() if subject.elf is not None]
