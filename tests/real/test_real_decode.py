@@ -141,8 +141,7 @@ def test_addresses_are_told_apart(
         ("ACCESS_NULL", "fault", "unmapped: a null pointer"),
         ("EXEC_NULL", "pc", "unmapped: a null pointer"),
         ("EXEC_USERSPACE", "fault", "unmapped: an address of user space"),
-        ("EXEC_DATA", "pc", "data"),
-        ("EXEC_RODATA", "pc", "read-only data"),
+        ("EXEC_DATA", "pc", "unmapped in vmlinux: a module's"),
     ):
         with monkeypatch.context() as patch:
             result = provoke(request(kernel, tmp_path), crash, tmp_path / f"{crash}.log", patch)
