@@ -30,7 +30,7 @@ LINKS = [
 ]
 
 
-def _cold_link(inputs: list[Module], jobs: int, folder: Path) -> int:
+def _cold_link(inputs: list[Module], jobs: int, folder: Path, build_dir: Path) -> int:
     """Bytes of ld.lld's largest resident set, as klto's link process measures it.
 
     A child of this process would inherit its own largest resident set (fs/exec.c, exec_mmap).
@@ -48,7 +48,8 @@ def _cold_link(inputs: list[Module], jobs: int, folder: Path) -> int:
             "KLTO_CACHE": str(folder / "cache"),
             "KLTO_JOURNAL": str(folder / "journal"),
         }
-        subprocess.run(command, env=environment, check=True)
+        # Files that assembly includes are named from the build dir.
+        subprocess.run(command, cwd=build_dir, env=environment, check=True)
     began, ended = read_journal(folder / "journal")
     assert isinstance(began, LinkStarted)
     assert isinstance(ended, LinkFinished)
@@ -76,7 +77,7 @@ def links(
             os.chdir(before)
         inputs = Inputs(modules, len(modules), 0, 0)
         expected = memory.estimate(inputs, False, jobs, corrected=False)
-        measured = _cold_link(modules, jobs, tmp_path_factory.mktemp("link"))
+        measured = _cold_link(modules, jobs, tmp_path_factory.mktemp("link"), kernel.build_dir)
         found.append((inputs.bitcode_bytes, expected, measured))
         print(
             f"{name:<20} 1/{step:<3} {inputs.bitcode_bytes / 1e6:6.1f} MB of bitcode, {jobs} at once:",
