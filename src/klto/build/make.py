@@ -195,7 +195,7 @@ class MakeRun:
         cpu = _cpu(child, without) - stage.cpu_before if child is not None else None
         if link is not None:
             wall, cpu = link.wall_seconds, link.cpu_seconds
-            peak, process = link.peak_bytes, "ld.lld"
+            peak, process = link.peak_bytes, "klto" if link.whole else "ld.lld"
         self.emit(
             StageFinished(
                 stage=stage.name,
