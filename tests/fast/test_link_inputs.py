@@ -143,10 +143,12 @@ def test_two_processes_find_what_one_does(project: Project, monkeypatch: pytest.
     wanted = _looked_at(Scan(str(project.folder / "one")), paths)
     assert sum(names == ["data.bin"] for _, names in wanted.values()) == 40
     scan = Scan(str(project.folder / "two"))
-    scan.begin(paths)
-    scan.finish()
     read: list[bytes] = []
     monkeypatch.setattr(includes, "may_include", lambda data: read.append(data) or may_include(data))
+    scan.begin(paths)
+    assert read == []
+    scan.finish()
+    assert len(read) == 60  # The others were read by the other process.
     assert _looked_at(scan, paths) == wanted
     assert len(read) == 60
     scan.save()

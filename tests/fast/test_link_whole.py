@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from klto.events import LinkFinished, read_journal
+from klto.link.includes import Scan
+from klto.link.inputs import read_inputs
+from klto.link.request import parse_request
+from klto.link.whole import Whole
 from tests.fast.test_link_cache import SOURCES, Project
 
 
@@ -174,3 +178,27 @@ def test_the_oldest_links_go_first(project: Wholes, monkeypatch: pytest.MonkeyPa
     whole._keep_latest(partition)
     assert list(partition.entries()) == [newer.key]
     assert [project.taken() for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["data.bin", "script.lds", "plain2.o"])
+def test_what_changes_while_it_is_linked_is_not_kept(project: Wholes, name: str) -> None:
+    """A linker that changes an input when it has read it stands for somebody else who does."""
+    folder = project.folder
+    (folder / "script.lds").write_text("SECTIONS { .rodata.x : { *(.rodata.x) } }\n")
+    request = parse_request(["-r", "-T", "script.lds", "--whole-archive", "all.a", "-o", "out.o"])
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for changed in (True, False):
+            scan = Scan(str(folder / f"memo-{changed}"))
+            whole = Whole(str(project.cache), "linker", request, read_inputs(request), scan)
+            assert whole.key is not None
+            assert not whole.find()
+            os.makedirs(project.cache / "partitions/links", exist_ok=True)
+            (folder / "out.o").write_text("linked")
+            if changed:
+                (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+            whole.keep()
+            assert whole.find() != changed
+    finally:
+        os.chdir(before)

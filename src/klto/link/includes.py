@@ -155,9 +155,10 @@ class Scan:
         self._memo = memo
         self._known: dict[str, list[object]] = {}
         self._now: dict[str, list[object]] = {}
-        self._changed = self._young = False
+        self._changed = False
         self._boot = boot_id()
         self._helper, self._results = 0, -1
+        self._ours: dict[str, bool] = {}
         self._load()
 
     def _load(self) -> None:
@@ -175,14 +176,14 @@ class Scan:
         return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self._boot]
 
     def begin(self, paths: dict[str, bool]) -> None:
-        """Have another process look at half of the inputs that are not known; :meth:`finish` takes its results.
+        """Have another process look at half of the inputs that are not known. :meth:`finish` looks at the other half.
 
         :param paths: input to whether it is bitcode.
         """
         unknown = [path for path in paths if not self._is_known(path)]
         if len(unknown) < _WORTH_A_PROCESS:
             return
-        theirs = unknown[::2]
+        theirs, self._ours = unknown[::2], {path: paths[path] for path in unknown[1::2]}
         ours, other = os.pipe()
         self._helper = os.fork()
         if self._helper:
@@ -191,32 +192,36 @@ class Scan:
             return
         try:
             os.close(ours)
-            for path in theirs:
-                try:
-                    self.look(path, bitcode=paths[path])
-                except (Uncacheable, MalformedObject, OSError):
-                    continue  # Who asks for it will meet the same.
-            _write_json(other, [self._now, self._young])
+            self._look_at({path: paths[path] for path in theirs})
+            _write_json(other, self._now)
         finally:
             os._exit(0)
 
     def finish(self) -> None:
-        """Wait for the other process, if there is one. What it has not looked at is looked at when it is asked for."""
+        """Look at our half, then wait for the other process, if there is one. What it has not looked at is looked at
+        when it is asked for."""
         if not self._helper:
             return
         import json
+
+        self._look_at(self._ours)
 
         with open(self._results, encoding="utf-8", errors="surrogateescape") as stream:
             text = stream.read()
         os.waitpid(self._helper, 0)
         self._helper = 0
         try:
-            found, young = json.loads(text)
+            self._known.update(json.loads(text))
         except ValueError:
             return  # It was killed.
-        self._known.update(found)
-        self._young |= young
         self._changed = True
+
+    def _look_at(self, paths: dict[str, bool]) -> None:
+        for path, bitcode in paths.items():
+            try:
+                self.look(path, bitcode=bitcode)
+            except (Uncacheable, MalformedObject, OSError):
+                continue  # Who asks for it will meet the same.
 
     def _is_known(self, path: str) -> bool:
         try:
@@ -233,7 +238,7 @@ class Scan:
         """
         status = os.stat(path)
         identity = self._identity(status)
-        known = self._known.get(path)
+        known = self._now.get(path) or self._known.get(path)
         if known is not None and known[:5] == identity:
             self._now[path] = known
             return Seen(str(known[5]), [str(name) for name in known[6:]])
@@ -244,18 +249,7 @@ class Scan:
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_YOUNG:
             self._now[path] = [*identity, sha256, *names]
             self._changed = True
-        else:
-            self._young = True
         return Seen(sha256, names)
-
-    def still(self) -> bool:
-        """Whether every file that was looked at is the same still; False too when one is too young to tell."""
-        try:
-            return not self._young and all(
-                known[:5] == self._identity(os.stat(path)) for path, known in self._now.items()
-            )
-        except OSError:
-            return False
 
     def save(self) -> None:
         """Keep what was found."""

@@ -262,20 +262,10 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
         refused=link.before.failed if link.before else None,
         renamed=cached.renamed if cached else None,
     )
-    inputs, request = link.inputs, link.request
-    journal.append(
-        "link-started",
-        output=request.output,
-        directory=os.getcwd(),
-        pid=linker.pid,
-        attempt=link.attempts,
-        jobs=link.jobs,
-        full=link.full,
-        bitcode_inputs=inputs.bitcode,
-        native_inputs=inputs.native,
-        bitcode_bytes=inputs.bitcode_bytes,
-        memory_available=link.budget.available,
-        memory_budget=link.budget.limit,
+    inputs = link.inputs
+    _journal_start(
+        link,
+        linker.pid,
         memory_estimate=estimate(inputs, link.full, link.jobs),
         view=view.objects if view is not None else None,
     )
@@ -290,6 +280,25 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
     ):
         remember(inputs, link.full, link.jobs, ended.peak_bytes)
     return ended
+
+
+def _journal_start(link: Link, pid: int, **more: object) -> None:
+    inputs = link.inputs
+    journal.append(
+        "link-started",
+        output=link.request.output,
+        directory=os.getcwd(),
+        pid=pid,
+        attempt=link.attempts,
+        jobs=link.jobs,
+        full=link.full,
+        bitcode_inputs=inputs.bitcode,
+        native_inputs=inputs.native,
+        bitcode_bytes=inputs.bitcode_bytes,
+        memory_available=link.budget.available,
+        memory_budget=link.budget.limit,
+        **more,
+    )
 
 
 def _journal_end(
@@ -317,25 +326,12 @@ def _is_refused(link: Link) -> bool:
 
 def _journal_whole(link: Link, refused: bool) -> None:
     """The output of an equal link was taken: no linker ran, and nothing was generated."""
-    inputs, request = link.inputs, link.request
-    journal.append(
-        "link-started",
-        output=request.output,
-        directory=os.getcwd(),
-        pid=os.getpid(),
-        attempt=1,
-        jobs=1,
-        full=link.full,
-        bitcode_inputs=inputs.bitcode,
-        native_inputs=inputs.native,
-        bitcode_bytes=inputs.bitcode_bytes,
-        memory_available=link.budget.available,
-        memory_budget=link.budget.limit,
-    )
+    link.attempts, link.jobs = 1, 1
+    _journal_start(link, os.getpid())
     used = resource.getrusage(resource.RUSAGE_SELF)
     journal.append(
         "link-finished",
-        output=request.output,
+        output=link.request.output,
         returncode=int(refused),
         cause=REFUSED if refused else "",
         wall_seconds=time.monotonic() - link.begun,
@@ -345,7 +341,7 @@ def _journal_whole(link: Link, refused: bool) -> None:
         whole=True,
         modules=[
             {"name": m.name, "seconds": None, "bytes_in": m.size, "bytes_out": None, "cached": True}
-            for m in inputs.modules
+            for m in link.inputs.modules
         ],
     )
 

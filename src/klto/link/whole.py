@@ -1,6 +1,6 @@
 """Finished links as a whole: when nothing that goes into a link has changed, its output is taken as it was.
 
-The key is a SHA-256 over the linker, all arguments but the output's name, the contents of every input and of every
+The key is a SHA-256 over the linker, all arguments, the contents of every input and of every
 file that arguments, linker scripts or assembly name. Only links of which all that is known, and that said nothing,
 are kept.
 """
@@ -27,61 +27,19 @@ LIMIT = 1 << 30
 
 #: Options of lld (lld/ELF/Options.td, 14 to 22) that leave nothing but the output and read no file but those whose
 #: contents are in the key. With any other option a link is done by the linker.
-_KNOWN = frozenset(
-    (
-        *("m", "z", "r", "relocatable", "o", "output", "whole-archive", "no-whole-archive", "start-group"),
-        *("end-group", "start-lib", "end-lib", "T", "script", "mllvm", "plugin-opt", "build-id", "EL", "EB"),
-        *(
-            "fatal-warnings",
-            "no-fatal-warnings",
-            "threads",
-            "thinlto-jobs",
-            "nostdlib",
-            "no-undefined",
-            "X",
-            "x",
-        ),
-        *(
-            "strip-debug",
-            "S",
-            "s",
-            "discard-all",
-            "discard-locals",
-            "orphan-handling",
-            "e",
-            "entry",
-            "gc-sections",
-        ),
-        *(
-            "no-gc-sections",
-            "error-limit",
-            "lto-O",
-            "lto-O0",
-            "lto-O1",
-            "lto-O2",
-            "lto-O3",
-            "lto-CGO0",
-            "lto-CGO1",
-        ),
-        *("lto-CGO2", "lto-CGO3", "lto-whole-program-visibility", "emit-relocs", "no-relax", "relax"),
-    )
-)
+_KNOWN = frozenset((
+    "m", "z", "r", "relocatable", "o", "output", "whole-archive", "no-whole-archive", "start-group",
+    "end-group", "start-lib", "end-lib", "T", "script", "mllvm", "plugin-opt", "build-id", "EL", "EB",
+    "fatal-warnings", "no-fatal-warnings", "threads", "thinlto-jobs", "nostdlib", "no-undefined", "X", "x",
+    "strip-debug", "S", "s", "discard-all", "discard-locals", "orphan-handling", "e", "entry",
+    "gc-sections", "no-gc-sections", "error-limit", "lto-O", "lto-O0", "lto-O1", "lto-O2", "lto-O3",
+    "lto-CGO0", "lto-CGO1", "lto-CGO2", "lto-CGO3", "lto-whole-program-visibility", "emit-relocs",
+    "no-relax", "relax",
+))  # fmt: skip
 #: In the names of LLVM's own options: those that may write files or ask for a report.
 _TELLING = (
-    "file",
-    "output",
-    "dir",
-    "dump",
-    "print",
-    "stat",
-    "time",
-    "debug",
-    "view",
-    "dot",
-    "save",
-    "remark",
-    "log",
-)
+    "file", "output", "dir", "dump", "print", "stat", "time", "debug", "view", "dot", "save", "remark", "log",
+)  # fmt: skip
 
 #: Commands of linker scripts that read further files.
 _READING = (b"INCLUDE", b"INPUT", b"GROUP", b"STARTUP")
@@ -97,8 +55,9 @@ class Whole:
         self, root: str, linker_sha256: str, request: LinkRequest, inputs: Inputs, scan: Scan
     ) -> None:
         self._partition = Partition(root, LINKS)
-        self._scan, self._output = scan, request.output
-        self.key = _key(linker_sha256, request, inputs, scan)
+        self._output = request.output
+        self._of = (linker_sha256, request, inputs, scan)
+        self.key = _key(*self._of)
 
     def find(self) -> bool:
         """Put the known output in its place, whole; False when there is none."""
@@ -123,11 +82,11 @@ class Whole:
         return True
 
     def keep(self) -> None:
-        """Take the output in, when its inputs are the same still as when the key was made.
+        """Take the output in, when all that is in the key is the same still as when it was made.
 
-        :raises OSError: when there is no space; nothing is kept then.
+        :raises OSError: when there is no space, or an input is gone; nothing is kept then.
         """
-        if self.key is None or os.path.getsize(self._output) > LIMIT // 4 or not self._scan.still():
+        if self.key is None or os.path.getsize(self._output) > LIMIT // 4 or _key(*self._of) != self.key:
             return
         aside = os.path.join(self._partition.folder, f"index.new-{os.getpid()}")
         with self._partition.locked():
