@@ -21,6 +21,7 @@ from klto.cluster.certs import make_certificates
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.objects.kind import kind_of
 from tests.conftest import missing
+from tests.real.cluster_samples import ALTERING, ring_of_files
 from tests.real.conftest import Kernel
 
 pytestmark = pytest.mark.real
@@ -158,25 +159,11 @@ def _scheduler(folder: Path, protocol: str) -> Iterator[Workers]:
             process.wait()
 
 
-#: A fake worker whose objects are altered after their digest was taken.
-_ALTERING = """
-import msgspec, sys
-from klto.cluster import remote
-real = remote.run_backend
-def altered(*arguments):
-    outcome = real(*arguments)
-    return msgspec.structs.replace(outcome, object=outcome.object[:-1] + b"!") if outcome.object else outcome
-remote.run_backend = altered
-from klto.cli import main
-sys.exit(main())
-"""
-
-
 def test_killed_and_altering_workers(
     x86_64_6_12: Kernel, llvm_bin: Path, tmp_path: Path, workers: Workers
 ) -> None:
     fake = tmp_path / "worker.py"
-    fake.write_text(_ALTERING)
+    fake.write_text(ALTERING)
     workers.worker("altering", program=(str(fake),))
     killed = workers.worker("killed")
     workers.worker("good")
@@ -301,15 +288,9 @@ def test_distributor_of_llvm_22(tmp_path: Path) -> None:
     llvm = Path("/usr/lib/llvm-22/bin")
     if not (llvm / "ld.lld").exists() or not (llvm / "clang").exists():
         missing("LLVM 22 (clang-22, lld-22)")
-    for number in range(_MODULES):
-        follower = (number + 1) % _MODULES
-        (tmp_path / f"f{number}.c").write_text(
-            f"int g{number}; int f{follower}(int);\n"
-            f"static int h(int x) {{ return x * {number} + g{number}; }}\n"
-            f"int f{number}(int x) {{ return x <= 0 ? h(x) : h(x) + f{follower}(x - 1); }}\n"
-        )
-    sources = [f"f{number}.c" for number in range(_MODULES)]
-    inputs = [f"f{number}.o" for number in range(_MODULES)]
+    names = ring_of_files(tmp_path, _MODULES)
+    sources = [f"{name}.c" for name in names]
+    inputs = [f"{name}.o" for name in names]
     subprocess.run([llvm / "clang", "-O2", "-flto=thin", "-c", *sources], cwd=tmp_path, check=True)
     subprocess.run([llvm / "ld.lld", "-r", "-o", "expected", *inputs], cwd=tmp_path, check=True)
     distributor = ("dtlto-distributor", "-v", f"--cache-dir={tmp_path / 'cache'}")

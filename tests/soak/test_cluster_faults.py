@@ -19,6 +19,7 @@ from klto.cluster.certs import make_certificates
 from klto.events import ClusterUse, LinkFinished, read_journal
 from klto.objects.kind import kind_of
 from tests.conftest import missing
+from tests.real.cluster_samples import ALTERING
 from tests.real.conftest import Kernel
 from tests.soak.cluster_hosts import Cluster, Host, cluster_of, namespaces_missing, run, until
 
@@ -186,18 +187,6 @@ def test_disk_full(cluster: Cluster, program: Program, link: Link, tmp_path: Pat
     assert any("No space left" in fault for fault in done.use.faults)
 
 
-#: A fake worker whose objects are altered after their digest was taken.
-_ALTERING = """
-import msgspec, sys
-from klto.cluster import remote
-real = remote.run_backend
-def altered(*arguments):
-    outcome = real(*arguments)
-    return msgspec.structs.replace(outcome, object=outcome.object[:-1] + b"!") if outcome.object else outcome
-remote.run_backend = altered
-from klto.cli import main
-sys.exit(main())
-"""
 #: A fake worker whose compilers have too little memory.
 _POOR = """
 import sys
@@ -210,7 +199,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(("program_text", "said"), [(_ALTERING, "not what was sent"), (_POOR, "")])
+@pytest.mark.parametrize(("program_text", "said"), [(ALTERING, "not what was sent"), (_POOR, "")])
 def test_bad_workers(
     cluster: Cluster, program: Program, link: Link, tmp_path: Path, program_text: str, said: str
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from klto.objects.kind import kind_of
 from tests.conftest import missing
+from tests.real.cluster_samples import ring_of_files
 from tests.real.conftest import Kernel
 
 pytestmark = pytest.mark.real
@@ -40,15 +41,7 @@ def _link(folder: Path, llvm: Path, output: Path, inputs: list[str], *klto: str)
 
 
 def test_program_of_200_files(llvm_22: Path, tmp_path: Path) -> None:
-    names = []
-    for number in range(_FILES):
-        follower = (number + 1) % _FILES
-        (tmp_path / f"f{number}.c").write_text(
-            f"int g{number}; int f{follower}(int);\n"
-            f"static int h(int x) {{ return x * {number} + g{number}; }}\n"
-            f"int f{number}(int x) {{ return x <= 0 ? h(x) : h(x) + f{follower}(x - 1); }}\n"
-        )
-        names.append(f"f{number}")
+    names = ring_of_files(tmp_path, _FILES)
     sources = [f"{name}.c" for name in names]
     subprocess.run([llvm_22 / "clang", "-O2", "-flto=thin", "-c", *sources], cwd=tmp_path, check=True)
     inputs = [f"{name}.o" for name in names]
