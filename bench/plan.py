@@ -28,7 +28,7 @@ from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
 from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
 from klto.report.plan import count_instructions
-from klto.report.units import size
+from klto.units import size
 
 CLANG, LINKER = "/usr/lib/llvm-19/bin/clang", "/usr/lib/llvm-19/bin/ld.lld"
 TEST_KERNELS = ("x86_64-6.12", "arm64-6.12", "x86_64-6.1", "x86_64-6.12-full", "x86_64-6.12-defconfig")

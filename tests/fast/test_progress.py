@@ -11,7 +11,7 @@ import pytest
 from klto.events import Expected, LinkStarted, Note, RunFinished, StageFinished, StageStarted, Step, Tick
 from klto.report import progress
 from klto.report.progress import LiveProgress, PlainProgress, State
-from klto.report.units import duration, size
+from klto.units import duration, size
 
 
 class Clock:

@@ -11,7 +11,7 @@ from klto.events import LinkFinished, LinkStarted
 from klto.kernel.kbuild import MakeFailure, find_failures
 from klto.process import describe_status, quote
 from klto.report.explanations import short
-from klto.report.units import size
+from klto.units import size
 
 #: Failing targets to show; make runs several jobs, and all that ran may fail.
 _SHOWN_FAILURES = 3

@@ -57,7 +57,7 @@ from klto.record import (
     Record,
     RecordKeeper,
 )
-from klto.report.units import size
+from klto.units import size
 
 if TYPE_CHECKING:
     pass

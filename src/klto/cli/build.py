@@ -151,7 +151,7 @@ def _print_record(folder: Folder) -> None:
 
 
 def _summary(record: Record, build_dir: Path) -> None:
-    from klto.report.units import duration, size
+    from klto.units import duration, size
 
     print(
         f"{'built in':<10}{duration(record.wall_seconds or 0.0)}, {record.objects_compiled} objects compiled"

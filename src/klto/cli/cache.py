@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from klto.errors import FindingsError, UsageError
     from klto.link import prune
     from klto.link.store import DEFAULT_LIMIT
-    from klto.report.units import size as human
+    from klto.units import size as human
 
     folder = (args.cache_dir or default_cache_dir()).absolute()
     root = str(folder)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(found: Survey, qemu: Sequence[HostDependency], *, verbose: bool) -> Iterator[str]:
     from klto.machine import memory_bytes, usable_cpus
-    from klto.report.units import size
+    from klto.units import size
 
     yield "toolchains (-t)"
     yield from map(_toolchain_line, found.toolchains)

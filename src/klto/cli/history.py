@@ -101,7 +101,7 @@ def _date(started: float) -> str:
 
 
 def _lines(runs: list[Run]) -> Iterator[str]:
-    from klto.report.units import duration, size
+    from klto.units import duration, size
 
     yield _columns("built", "version", "status", "build", "link", "memory", "modules", "vmlinux")
     for found in runs:

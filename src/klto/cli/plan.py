@@ -146,7 +146,7 @@ def _lines(
 ) -> Iterator[str]:
     import textwrap
 
-    from klto.report.units import duration, size
+    from klto.units import duration, size
 
     yield f"bitcode   {size(sum(plan.basis.modules))}: {plan.basis.what}"
     disk = size(plan.free_disk)

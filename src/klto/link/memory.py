@@ -11,7 +11,7 @@ import os
 
 from klto.link.memory_model import load_model
 from klto.machine import memory_bytes
-from klto.report.units import size as human
+from klto.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from klto.link.linker import REFUSED, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
-from klto.report.units import size as human
+from klto.units import size as human
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from klto.report.compare import Comparison, Pair, Row, largest_delta
 from klto.report.symbols import LOST, Change, SymbolChange, SymbolDiff
-from klto.report.units import duration, size
+from klto.units import duration, size
 
 #: Columns of a plain-text mail (Documentation/process/email-clients.rst of Linux asks for lines that no mailer
 #: wraps; 75 is checkpatch's limit for commit messages, scripts/checkpatch.pl COMMIT_LOG_LONG_LINE).

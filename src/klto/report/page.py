@@ -16,7 +16,7 @@ from klto.report.compare import Comparison, compare, vmlinux_link
 from klto.report.compare_text import delta_text, symbol_totals, value_text
 from klto.report.page_data import chart_data, imports_of
 from klto.report.side import Side
-from klto.report.units import duration, size
+from klto.units import duration, size
 
 #: The parts of D3 that the charts use, in the order in which they need each other.
 _D3 = (

@@ -23,7 +23,7 @@ from klto.events import (
     Tick,
 )
 from klto.kernel.kbuild import OBJECT_VERBS
-from klto.report.units import duration, size
+from klto.units import duration, size
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

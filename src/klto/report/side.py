@@ -16,7 +16,7 @@ from klto.objects.kind import kind_of
 from klto.record import ImageSizes, ObjectSize, Record, read_record
 from klto.report.attribution import Definitions, object_sizes, read_definitions
 from klto.report.image import Image
-from klto.report.units import duration, size
+from klto.units import duration, size
 
 _RECORD = Path(".klto", "record.json")
 
