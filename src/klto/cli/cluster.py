@@ -103,7 +103,7 @@ def _status(args: argparse.Namespace) -> int:
     from klto.cluster.address import parse_address
     from klto.cluster.status import cluster_status
     from klto.errors import UsageError
-    from klto.report.units import size
+    from klto.units import size
 
     address = parse_address(args.address)
     if address.workers:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 import ssl
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed import Client
 from distributed.security import Security
@@ -14,12 +17,93 @@ from klto.cluster.address import certificates
 from klto.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from types import FrameType
 
     from klto.cluster.address import Address
 
-#: Seconds to reach the scheduler, and to take leave of it.
-_CONNECT = 10.0
+    _Handler = Callable[[int, FrameType | None], object]
+
+_T = TypeVar("_T")
+#: Whether the running :func:`run_async` has had a signal.
+_interrupted = False
+#: Seconds to reach the scheduler; to take leave of it.
+_CONNECT, _LEAVE = 10.0, 5.0
+#: What interrupts a link or a question.
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_async(main: Coroutine[Any, Any, _T]) -> _T:
+    """``asyncio.run`` that a signal ends by cancelling ``main``, whenever it comes and however often.
+
+    An exception raised by the signal itself would come out of the event loop's own frames, where nothing takes leave
+    of the scheduler; and ``asyncio.run`` raises one at the second Ctrl-C (make's and the one that is passed on).
+
+    :raises KeyboardInterrupt: when it was interrupted, and has taken leave.
+    """
+    global _interrupted
+    _interrupted = False
+
+    async def cancellable() -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if _first_interrupt():
+                loop.call_soon_threadsafe(task.cancel)
+
+        with _handled_by(on_signal):
+            return await main
+
+    disabled = logging.root.manager.disable
+    try:
+        result = asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        logging.disable(disabled)
+    if _interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+@contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Inside :func:`run_async`, around what does not return to the event loop for long.
+
+    :raises KeyboardInterrupt: once, however many signals come.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if _first_interrupt():
+            raise KeyboardInterrupt
+
+    with _handled_by(on_signal):
+        yield
+
+
+def _first_interrupt() -> bool:
+    global _interrupted
+    first, _interrupted = not _interrupted, True
+    # Dask logs what it did not expect to end, with tracebacks.
+    logging.disable(logging.CRITICAL)
+    return first
+
+
+@contextmanager
+def _handled_by(handler: _Handler) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals are none of this thread's business.
+        return
+    before = {number: signal.getsignal(number) for number in _INTERRUPTS}
+    for number, former in before.items():
+        if former is not signal.SIG_IGN:  # nohup
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def security_for(address: Address, role: str) -> Security | None:
@@ -75,7 +159,7 @@ def _untrusted(error: BaseException | None) -> bool:
 
 async def _close(client: Client) -> None:
     try:
-        await asyncio.wait_for(client.close(), _CONNECT)
+        await asyncio.wait_for(client.close(), _LEAVE)
     except (OSError, TimeoutError):
         return  # The scheduler is gone: nothing is left to be told.
 

@@ -20,7 +20,7 @@ from distributed import Client
 
 from klto.cluster import remote
 from klto.cluster.backend import check_object
-from klto.cluster.connection import Unreachable, connected, reason_of
+from klto.cluster.connection import Unreachable, connected, raising_interrupts, reason_of, run_async
 from klto.cluster.local import LocalRunner
 from klto.cluster.remote import MEMORY, Answer
 from klto.cluster.times import expected_of
@@ -101,7 +101,7 @@ class ClusterRunner:
     def run(self, jobs: Feed, files: LocalFiles, deliver: Deliver) -> None:
         """As in :class:`klto.cluster.local.Runner`."""
         self._jobs, self._files, self._deliver = jobs, files, deliver
-        asyncio.run(self._main())
+        run_async(self._main())
         if self._open or not jobs.ended:
             self._local.run(chain(list(self._open.values()), jobs), files, deliver)
 
@@ -369,7 +369,8 @@ class ClusterRunner:
             self._wait_for_slot(job, first=True)
 
     def _here(self, jobs: list[Job]) -> None:
-        self._local.run(jobs, self._files, self._deliver)
+        with raising_interrupts():
+            self._local.run(jobs, self._files, self._deliver)
         for job in jobs:
             del self._open[id(job)]
 

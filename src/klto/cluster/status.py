@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from klto.cluster import remote
-from klto.cluster.connection import connected
+from klto.cluster.connection import connected, run_async
 
 if TYPE_CHECKING:
     from klto.cluster.address import Address
@@ -22,7 +22,7 @@ def cluster_status(address: Address) -> list[dict[str, Any]]:
 
     :raises UsageError: when the scheduler cannot be reached.
     """
-    return asyncio.run(_ask(address))
+    return run_async(_ask(address))
 
 
 async def _ask(address: Address) -> list[dict[str, Any]]:
