@@ -16,7 +16,7 @@ import tempfile
 
 from klto.link import journal
 from klto.link.cached import CachedLink, note
-from klto.link.linker import Ended, Linker, stopped_by
+from klto.link.linker import TIMEOUT, Ended, Linker, stopped_by
 from klto.link.output import CUT, ERROR, STDERR
 from klto.link.reproducer import keep_reproducer
 from klto.link.tasks import Tasks, Watch, tasks_in
@@ -220,7 +220,7 @@ class _Search:
 
     def _judge(self, ended: Ended, suspects: list[Module], guilty: dict[str, Guilty]) -> None:
         """The only one that ran when nothing moved any more is guilty; others are tried alone."""
-        if ended.cause == "timeout" and len(suspects) == 1:
+        if ended.cause == TIMEOUT and len(suspects) == 1:
             guilty[suspects[0].name] = Guilty(suspects[0], ended)
         else:
             self._convict(suspects, guilty)
@@ -265,10 +265,10 @@ class _Search:
                 argv,
                 os.path.join(view.folder, STDERR),
                 link.budget.limit,
-                watch.stalled if watch else None,
                 write=lambda data: None,
                 quiet=True,
                 renamed=cached.renamed,
+                ends={TIMEOUT: watch.stalled} if watch else None,
             ).wait()
             view.judged = True
             if ended.returncode != 0:
@@ -293,7 +293,7 @@ def _selected(inputs: Inputs, chosen: list[Module]) -> list[Module]:
 
 
 def _reason(ended: Ended) -> str:
-    if ended.cause == "timeout":
+    if ended.cause == TIMEOUT:
         return "hang"
     if ended.out_of_memory:
         return "memory"

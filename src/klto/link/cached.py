@@ -8,7 +8,7 @@ import sys
 
 from klto.link.includes import Scan, Uncacheable, digest_of
 from klto.link.partition import linker_digest, partition_of
-from klto.link.store import Partition, View
+from klto.link.store import LINKS, Partition, View
 from klto.link.substitute import Substitutes
 from klto.objects.errors import MalformedObject
 
@@ -73,6 +73,12 @@ class CachedLink:
         self.done = False
         self._may_be_whole, self._jobs = whole, jobs
         self._whole: Whole | None = None
+        self._scan: Scan | None = None
+        #: Inputs are looked at beside the linker; it was given a module that it must not take from the cache; how
+        #: often arguments were made.
+        self._looking = self._wrong_inputs = False
+        self._begun = 0
+        self._own_arguments = arguments
         self.salted = 0
         self._replaced: dict[str, str] = {}
 
@@ -109,6 +115,8 @@ class CachedLink:
         return {copy: own for own, copy in self._replaced.items()}
 
     def _leave(self) -> None:
+        if self._scan is not None:
+            self._scan.stop()
         view, self.view = self.view, None
         if view is not None:
             try:
@@ -125,52 +133,112 @@ class CachedLink:
             raise Uncacheable(f"which files {library} brings is for the linker to know")
         linkers = os.path.join(self._root, "linkers.json")
         place = hashlib.sha256(f"{os.getcwd()}\0{request.output}".encode("utf-8", "surrogateescape"))
-        scan = Scan(os.path.join(self._root, "scans", place.hexdigest()))
-        if self._jobs > 1 and self._inputs.files is not None:
-            bitcode = {module.path for module in self._inputs.modules}
-            scan.begin({path: path in bitcode for path in self._inputs.files})
-        linker_digest(self._linker, linkers)  # Remembers it; here, while the other process is at work.
-        scan.finish()
-        if self._may_be_whole:
-            self._find_whole(linkers, scan)
-            if self.done:
-                return
+        self._scan = scan = Scan(os.path.join(self._root, "scans", place.hexdigest()))
+        self._look(linkers, scan)
+        if self.done:
+            return
         name = partition_of(self._linker, request.words, frozenset(request.inputs), linkers)
         view = View(self._root, Partition(self._root, name), note)
         view.__enter__()
         self.view = view
-        substitutes = self._substitutes(os.path.join(view.folder, "inputs"), scan)
+        self._arrange(view, scan)
+
+    def _look(self, linkers: str, scan: Scan) -> None:
+        """Look at the inputs; at most of a first link's beside the linker, when no link is known that equals it."""
+        bitcode = {module.path for module in self._inputs.modules}
+        files = {path: path in bitcode for path in self._inputs.files or ()}
+        self._looking = self._jobs > 1 and scan.worth_a_process(files)
+        if self._looking and self._may_be_whole and Partition(self._root, LINKS).entries():
+            self._looking = not self._as_whole(linkers, scan).possible()
+        if self._looking:
+            scan.begin_beside(files)
+        elif self._jobs > 1:
+            scan.begin(files)
+        linker_digest(self._linker, linkers)  # Remembers it; here, while the other process is at work.
+        if self._looking:
+            if self._may_be_whole:
+                self._as_whole(linkers, scan)  # Its command counts as it is before the linker runs.
+        else:
+            scan.finish()
+            self.done = self._may_be_whole and self._as_whole(linkers, scan).find()
+
+    def _as_whole(self, linkers: str, scan: Scan) -> Whole:
+        from klto.link.whole import Whole
+
+        if self._whole is None:
+            self._whole = Whole(
+                self._root, linker_digest(self._linker, linkers), self._request, self._inputs, scan
+            )
+        return self._whole
+
+    def _arrange(self, view: View, scan: Scan) -> None:
+        """What to call the linker with."""
+        substitutes = self._substitutes(os.path.join(view.folder, f"inputs{self._begun}"), scan)
+        self._begun += 1
         scan.save()
         self._replaced = substitutes.of
+        given = self._own_arguments
         if substitutes.of:
-            self.arguments = [substitutes.of.get(word, word) for word in request.words]
+            given = [substitutes.of.get(word, word) for word in self._request.words]
         self.arguments = [
-            *self.arguments,
+            *given,
             f"--thinlto-cache-dir={view.objects}",
             f"--thinlto-cache-policy={_POLICY}",
         ]
 
-    def _find_whole(self, linkers: str, scan: Scan) -> None:
-        from klto.link.whole import Whole
+    def unsuitable(self) -> bool:
+        """Whether it is known by now that the linker was given a module that it must not take from the cache, or one
+        of which that cannot be told."""
+        try:
+            return self._unsuitable(wait=False)
+        except (Uncacheable, MalformedObject, OSError):
+            self._looking = True  # begin_again() will meet the same.
+            return True
 
-        self._whole = Whole(
-            self._root, linker_digest(self._linker, linkers), self._request, self._inputs, scan
-        )
-        self.done = self._whole.find()
+    def begin_again(self) -> bool:
+        """When the linker has ended: whether it must be called once more, with other ``arguments``.
+
+        :raises Uncacheable: when what a module includes cannot be told.
+        """
+        if not self._unsuitable(wait=True):
+            return False
+        assert self.view is not None
+        assert self._scan is not None
+        self._wrong_inputs = False
+        self._scan.forget_before()
+        self.view.drop_generated()
+        self._arrange(self.view, self._scan)
+        if self._whole is not None:
+            self._whole.know_contents()
+        return True
+
+    def _unsuitable(self, *, wait: bool) -> bool:
+        if self._looking and self._scan is not None and (wait or self._scan.arrived()):
+            self._looking = False
+            including = self._scan.settle()
+            self._wrong_inputs = self._scan.disturbed or any(
+                _is_cached(module) for module in self._inputs.modules if module.path in including
+            )
+        return self._wrong_inputs
 
     def keep_whole(self) -> None:
         """The link is done and was right in every way: its output may be taken the next time."""
         if self._whole is not None:
             try:
+                if self._whole.key is None:
+                    self._whole.know_contents()
                 self._whole.keep()
-            except OSError as problem:
+            except (OSError, Uncacheable, MalformedObject) as problem:
                 note(f"the link cache could not keep {self._request.output}: {problem}")
 
     def _substitutes(self, folder: str, scan: Scan) -> Substitutes:
         """Salted copies of the modules whose assembly includes files."""
         substitutes = Substitutes(folder)
         archives: dict[str, dict[str, bytes]] = {}
+        self.salted = 0
         for module in self._inputs.modules:
+            if module.path is not None and scan.is_pending(module.path):
+                continue  # The linker begins again if it includes anything.
             # A member of a full archive is read anew each time: it has no inode to remember it by.
             names = _names_in(module) if module.path is None else scan.look(module.path, bitcode=True).names
             if not names or not _is_cached(module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
+import signal
 import time
 
 from klto.link.store import boot_id
@@ -126,6 +127,10 @@ def _digest_file(digest: hashlib._Hash, name: str, where: str, depth: int) -> No
 #: Inputs to look at that are worth a second process: a kernel's first link has a thousand, a later one a few.
 _WORTH_A_PROCESS = 100
 
+#: Bytes of the modules that are looked at before the linker starts, when the others are looked at beside it. A module
+#: that includes a file seldom has much else (kernel/configs.c, kernel/kheaders.c of 6.12: 8 KiB of bitcode).
+_SMALL = 10 << 10
+
 
 def _write_json(descriptor: int, value: object) -> None:
     import json
@@ -159,6 +164,11 @@ class Scan:
         self._boot = boot_id()
         self._helper, self._results = 0, -1
         self._ours: dict[str, bool] = {}
+        #: What the helper looks at beside the linker; every input as it was before the linker began.
+        self._pending: dict[str, bool] = {}
+        self._before: dict[str, list[object]] = {}
+        #: An input is another one than when :meth:`begin_beside` was called.
+        self.disturbed = False
         self._load()
 
     def _load(self) -> None:
@@ -175,6 +185,10 @@ class Scan:
     def _identity(self, status: os.stat_result) -> list[object]:
         return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, self._boot]
 
+    def worth_a_process(self, paths: Iterable[str]) -> bool:
+        """Whether there is much to look at."""
+        return sum(not self._is_known(path) for path in paths) >= _WORTH_A_PROCESS
+
     def begin(self, paths: dict[str, bool]) -> None:
         """Have another process look at half of the inputs that are not known. :meth:`finish` looks at the other half.
 
@@ -183,38 +197,90 @@ class Scan:
         unknown = [path for path in paths if not self._is_known(path)]
         if len(unknown) < _WORTH_A_PROCESS:
             return
-        theirs, self._ours = unknown[::2], {path: paths[path] for path in unknown[1::2]}
-        ours, other = os.pipe()
+        self._ours = {path: paths[path] for path in unknown[1::2]}
+        self._start({path: paths[path] for path in unknown[::2]})
+
+    def begin_beside(self, paths: dict[str, bool]) -> None:
+        """Have another process look at the inputs that are not known, but for small modules, while the linker runs.
+
+        :meth:`settle` says which of them include files; :attr:`disturbed` is set when one has changed meanwhile.
+        """
+        self._before = {path: self._identity(os.stat(path)) for path in paths}
+        self._pending = {
+            path: bitcode
+            for path, bitcode in paths.items()
+            if not self._is_known(path) and (not bitcode or os.path.getsize(path) > _SMALL)
+        }
+        self._start(self._pending)
+
+    def _start(self, paths: dict[str, bool]) -> None:
+        results = os.memfd_create("klto-scan", os.MFD_CLOEXEC)
         self._helper = os.fork()
         if self._helper:
-            os.close(other)
-            self._results = ours
+            self._results = results
             return
         try:
-            os.close(ours)
-            self._look_at({path: paths[path] for path in theirs})
-            _write_json(other, self._now)
+            self._look_at(paths)
+            _write_json(results, self._now)
         finally:
             os._exit(0)
 
     def finish(self) -> None:
         """Look at our half, then wait for the other process, if there is one. What it has not looked at is looked at
         when it is asked for."""
-        if not self._helper:
-            return
+        if self._helper:
+            self._look_at(self._ours)
+            self._take(0)
+
+    def is_pending(self, path: str) -> bool:
+        """Whether another process looks at it beside the linker, and has not said yet what it is."""
+        return path in self._pending
+
+    def arrived(self) -> bool:
+        """Whether the other process has ended. Does not wait."""
+        return not self._helper or self._take(os.WNOHANG)
+
+    def settle(self) -> set[str]:
+        """Wait for what :meth:`begin_beside` began; the inputs among it that include files.
+
+        :raises Uncacheable: when what one includes cannot be told.
+        :raises MalformedObject: when one that may include something cannot be read.
+        """
+        if self._helper:
+            self._take(0)
+        including = {
+            path for path, bitcode in self._pending.items() if self.look(path, bitcode=bitcode).names
+        }
+        self._pending = {}
+        return including
+
+    def forget_before(self) -> None:
+        """What the inputs were before does not count any more: the linker begins again."""
+        self._before, self.disturbed = {}, False
+
+    def _take(self, options: int) -> bool:
+        """Take in what the other process has found, if it has ended."""
+        if not os.waitpid(self._helper, options)[0]:
+            return False
         import json
 
-        self._look_at(self._ours)
-
-        with open(self._results, encoding="utf-8", errors="surrogateescape") as stream:
-            text = stream.read()
-        os.waitpid(self._helper, 0)
         self._helper = 0
-        try:
-            self._known.update(json.loads(text))
-        except ValueError:
-            return  # It was killed.
+        os.lseek(self._results, 0, os.SEEK_SET)
+        with open(self._results, encoding="utf-8", errors="surrogateescape") as stream:
+            try:
+                self._known.update(json.load(stream))
+            except ValueError:
+                return True  # It was killed.
         self._changed = True
+        return True
+
+    def stop(self) -> None:
+        """End the other process, whatever it has found."""
+        if self._helper:
+            os.kill(self._helper, signal.SIGKILL)
+            os.waitpid(self._helper, 0)
+            os.close(self._results)
+            self._helper = 0
 
     def _look_at(self, paths: dict[str, bool]) -> None:
         for path, bitcode in paths.items():
@@ -238,6 +304,8 @@ class Scan:
         """
         status = os.stat(path)
         identity = self._identity(status)
+        if self._before.get(path, identity) != identity:
+            self.disturbed = True
         known = self._now.get(path) or self._known.get(path)
         if known is not None and known[:5] == identity:
             self._now[path] = known

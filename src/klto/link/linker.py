@@ -22,8 +22,9 @@ _LOOK, _LOOK_AT_MEMORY, _LOOK_CLOSELY, _CLOSE = 0.05, 0.01, 0.002, 0.75
 #: lags behind by some pages for each thread (SPLIT_RSS_COUNTING, mm/memory.c of 6.1; percpu counters of 6.12).
 _MARGIN = (0.02, 0.05)
 
-#: A check of its inputs that ran beside it has failed.
-REFUSED = "refused"
+#: Why klto ends a linker: its memory; no module gets anywhere; a check of its inputs that ran beside it has failed;
+#: it should have been given other inputs.
+MEMORY, TIMEOUT, REFUSED, INPUTS = "memory", "timeout", "refused", "inputs"
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -34,7 +35,7 @@ class Ended:
     :ivar returncode: negative for a signal.
     :ivar peak_bytes: its largest resident set.
     :ivar stopped_by: the signal that klto was sent and passed on, if any.
-    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, ``refused``, or empty.
+    :ivar cause: why klto itself ended it: ``memory``, ``timeout``, ``refused``, ``inputs``, or empty.
     :ivar said: what it said on its standard error.
     :ivar first_error: when its first error was seen (seconds since the epoch), None when there was none.
     """
@@ -63,7 +64,7 @@ class Ended:
     def out_of_memory(self) -> bool:
         """Ended for want of memory: by klto's own watch, by the kernel (SIGKILL), or by its own words."""
         return self.stopped_by is None and (
-            self.cause == "memory"
+            self.cause == MEMORY
             or (self.returncode == -signal.SIGKILL and not self.cause)
             or (
                 self.returncode != 0
@@ -89,9 +90,8 @@ class Linker:
     :param budget: bytes that its resident set must not pass; None: no limit.
     :param write: where what it says goes; None: to this process's standard error.
     :param quiet: its standard output goes the same way.
-    :param stalled: asked now and then whether its modules get nowhere any more.
     :param renamed: what stands in for an input, to the input's own name.
-    :param refused: asked now and then whether the link is not to be.
+    :param ends: for each cause to end it what is asked now and then.
     """
 
     def __init__(
@@ -99,15 +99,14 @@ class Linker:
         argv: list[str],
         stderr: str | None = None,
         budget: int | None = None,
-        stalled: Callable[[], bool] | None = None,
         write: Callable[[bytes], object] | None = None,
         quiet: bool = False,
-        refused: Callable[[], bool] | None = None,
         renamed: Mapping[str, str] | None = None,
+        ends: Mapping[str, Callable[[], bool]] | None = None,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
         self._output = Output(stderr, write, renamed)
-        self._budget, self._stalled, self._refused = budget, stalled, refused
+        self._budget, self._ends = budget, ends or {}
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -144,16 +143,15 @@ class Linker:
                 least, most = (int(share * self._budget) for share in _MARGIN)
                 growth = min(max(least, now - before), most)
                 if now + growth > self._budget:
-                    self._end("memory")
+                    self._end(MEMORY)
                 before = now
                 pause = _LOOK_CLOSELY if now > _CLOSE * self._budget else _LOOK_AT_MEMORY
             if time.monotonic() - looked < _LOOK:
                 continue
             looked = time.monotonic()
-            if self._stalled is not None and self._stalled():
-                self._end("timeout")
-            if self._refused is not None and self._refused():
-                self._end(REFUSED)
+            for cause, asked in self._ends.items():
+                if not ended.cause and asked():
+                    self._end(cause)
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
         self.pid = 0

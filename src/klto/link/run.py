@@ -11,10 +11,12 @@ import time
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
 from klto.link.cached import ENV_CACHE, ENV_WHOLE, CachedLink, note
-from klto.link.linker import REFUSED, Ended, Linker, stopped_by
+from klto.link.includes import Uncacheable
+from klto.link.linker import INPUTS, REFUSED, TIMEOUT, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
+from klto.objects.errors import MalformedObject
 from klto.units import size as human
 
 TYPE_CHECKING = False
@@ -64,6 +66,8 @@ class Link:
         self.full = not inputs.thin
         self.jobs = 1
         self.attempts = 0
+        #: How many of them ended because the linker had to be given other inputs.
+        self.restarts = 0
         self.begun = time.monotonic()
         #: What may yet refuse the link while the linker runs.
         self.before: Running | None = None
@@ -169,7 +173,7 @@ def _run_cached(link: Link) -> int | None:
             ended, failed = _attempts(link, cached)
             if ended.returncode == 0 and not ended.said and stopped_by() is None:
                 cached.keep_whole()
-    except OSError as problem:
+    except (OSError, Uncacheable, MalformedObject) as problem:
         note(f"{link.request.output} is linked again without the cache: {problem}")
         return None
     if ended.returncode == 0 or ended.cause == REFUSED or stopped_by() is not None:
@@ -196,6 +200,8 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
         tasks = tasks_in(view, link.inputs, link.request, f"remarks-{link.attempts}")
         options = tasks.options if tasks else []
         ended = _attempt(link, [link.linker, *cached.arguments, *options], cached, tasks)
+        if _was_given_wrong_inputs(link, ended, cached, tasks):
+            continue
         suspects = _judge(link, view, ended, tasks)
         further = sum(1 for _ in view.generated()) > before
         again = _may_go_on(link, ended) and (link.jobs > 1 or further)
@@ -206,6 +212,23 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
             _fewer(link, ended)
         else:
             note(f"{link.request.output}: {_reached(ended)}; goes on with the modules that are left")
+
+
+def _was_given_wrong_inputs(link: Link, ended: Ended, cached: CachedLink, tasks: Tasks | None) -> bool:
+    """Whether the linker must begin again because of what was found out about its inputs while it ran.
+
+    :raises Uncacheable: when it must, and without the cache.
+    """
+    if stopped_by() is not None or ended.cause == REFUSED:
+        return False
+    again = True
+    try:
+        again = cached.begin_again()
+    finally:
+        if again:
+            link.restarts += 1
+            _journal_end(link, ended, True, cached.view, tasks)
+    return again
 
 
 def _judge(link: Link, view: View, ended: Ended, tasks: Tasks | None) -> list[Module] | None:
@@ -258,9 +281,12 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
         [*argv, *link.parallel()],
         os.path.join(view.folder, STDERR) if view is not None else None,
         link.budget.limit,
-        watch.stalled if watch else None,
-        refused=link.before.failed if link.before else None,
         renamed=cached.renamed if cached else None,
+        ends={
+            **({TIMEOUT: watch.stalled} if watch else {}),
+            **({REFUSED: link.before.failed} if link.before else {}),
+            **({INPUTS: cached.unsuitable} if cached else {}),
+        },
     )
     inputs = link.inputs
     _journal_start(
@@ -275,7 +301,7 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
     # With most of it from the cache a link says nothing about the next cold one.
     if (
         ended.returncode == 0
-        and link.attempts == 1
+        and link.attempts - link.restarts == 1
         and (tasks is None or 2 * len(tasks.finished()) > inputs.bitcode)
     ):
         remember(inputs, link.full, link.jobs, ended.peak_bytes)

@@ -216,6 +216,11 @@ class View:
             os.unlink(path)
         self.wrong.clear()
 
+    def drop_generated(self) -> None:
+        """Remove what this link has added so far."""
+        for key in list(self.generated()):
+            os.unlink(self.path(key))
+
     def path(self, key: str) -> str:
         """Where the linker sees an entry."""
         return os.path.join(self.objects, ENTRY_PREFIX + key)

@@ -1,8 +1,8 @@
 """Finished links as a whole: when nothing that goes into a link has changed, its output is taken as it was.
 
-The key is a SHA-256 over the linker, all arguments, the contents of every input and of every
-file that arguments, linker scripts or assembly name. Only links of which all that is known, and that said nothing,
-are kept.
+The key is two SHA-256: one over the linker, all arguments, the contents of every file that arguments name and the
+sizes of the inputs; one over the contents of every input and of every file that assembly includes. Only links of which
+all that is known, and that said nothing, are kept.
 """
 
 from __future__ import annotations
@@ -46,21 +46,31 @@ _READING = (b"INCLUDE", b"INPUT", b"GROUP", b"STARTUP")
 
 
 class Whole:
-    """The output of one link, if it is known. ``key`` is None when the link is not one that can be known.
-
-    :raises Uncacheable: when what a module includes cannot be told.
-    """
+    """The output of one link, if it is known. ``key`` is None before the contents of inputs are asked for, and when
+    the link is not one that can be known."""
 
     def __init__(
         self, root: str, linker_sha256: str, request: LinkRequest, inputs: Inputs, scan: Scan
     ) -> None:
         self._partition = Partition(root, LINKS)
         self._output = request.output
-        self._of = (linker_sha256, request, inputs, scan)
-        self.key = _key(*self._of)
+        self._of = (linker_sha256, request, inputs)
+        self._inputs, self._scan = inputs, scan
+        self._command = _command_key(*self._of)
+        self.key: str | None = None
+
+    def possible(self) -> bool:
+        """Whether a link with the same command, inputs of the same names and sizes, is known."""
+        return self._command is not None and any(
+            key.startswith(self._command) for key in self._partition.entries()
+        )
 
     def find(self) -> bool:
-        """Put the known output in its place, whole; False when there is none."""
+        """Put the known output in its place, whole; False when there is none.
+
+        :raises Uncacheable: when what a module includes cannot be told.
+        """
+        self.know_contents()
         entry = self._partition.entries().get(self.key or "")
         if entry is None:
             return False
@@ -81,12 +91,25 @@ class Whole:
             return False  # Pruned since, or no space: the linker will say so.
         return True
 
+    def know_contents(self) -> None:
+        """Ask for the contents of the inputs as they are now, before the linker reads them or (when the scan has seen
+        that they are what they were before) after it.
+
+        :raises Uncacheable: when what a module includes cannot be told.
+        """
+        if self._command is not None:
+            self.key = self._command + _contents_key(self._inputs, self._scan)
+
     def keep(self) -> None:
         """Take the output in, when all that is in the key is the same still as when it was made.
 
         :raises OSError: when there is no space, or an input is gone; nothing is kept then.
         """
-        if self.key is None or os.path.getsize(self._output) > LIMIT // 4 or _key(*self._of) != self.key:
+        if self.key is None or os.path.getsize(self._output) > LIMIT // 4:
+            return
+        if (_command_key(*self._of) or "") + _contents_key(self._inputs, self._scan) != self.key:
+            return
+        if self._scan.disturbed:
             return
         aside = os.path.join(self._partition.folder, f"index.new-{os.getpid()}")
         with self._partition.locked():
@@ -100,7 +123,8 @@ class Whole:
             _keep_latest(self._partition)
 
 
-def _key(linker_sha256: str, request: LinkRequest, inputs: Inputs, scan: Scan) -> str | None:
+def _command_key(linker_sha256: str, request: LinkRequest, inputs: Inputs) -> str | None:
+    """A SHA-256 over all but the contents of inputs; None when the link is not one that can be known."""
     if inputs.files is None or not all(_is_known(word) for word in _options(request.words)):
         return None
     if any(module.path is None for module in inputs.modules):
@@ -112,8 +136,16 @@ def _key(linker_sha256: str, request: LinkRequest, inputs: Inputs, scan: Scan) -
         digest.update(b"\0" + os.fsencode(word) + b"\0" + content)
     if any(_reads_more(script) for script in _scripts(request.words)):
         return None
-    bitcode = {module.path for module in inputs.modules}
     for path in inputs.files:
+        digest.update(f"\0{path}\0{os.path.getsize(path)}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _contents_key(inputs: Inputs, scan: Scan) -> str:
+    """A SHA-256 over the contents of inputs and of what their assembly includes."""
+    digest = hashlib.sha256()
+    bitcode = {module.path for module in inputs.modules}
+    for path in inputs.files or ():
         seen = scan.look(path, bitcode=path in bitcode)
         digest.update(f"\0{path}\0{seen.sha256}".encode("utf-8", "surrogateescape"))
         if seen.names:
