@@ -1,4 +1,4 @@
-// Tables that sort and filter, and numbers for people (as klto/report/units.py writes them).
+// Tables that sort and filter, and numbers for people (as klto/units.py writes them).
 "use strict";
 
 const klto = { data: JSON.parse(document.getElementById("data").textContent) };
