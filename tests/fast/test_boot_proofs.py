@@ -6,9 +6,12 @@ import errno
 import gzip
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import boot_helpers
 import pytest
@@ -27,11 +30,13 @@ from klto.boot.kernel_modules import (
 )
 from klto.boot.proof_config import compare as compare_config
 from klto.boot.proof_initcalls import compare as compare_initcalls
+from klto.boot.proof_initcalls import linked_initcalls
 from klto.boot.proofs import Finding, Heard, Place, ProofResult, ProofStatus, Step
 from klto.boot.qemu import Accelerator
 from klto.boot.reservation import reserved
 from klto.boot.subject import Subject
-from klto.errors import UsageError
+from klto.build.boot import judge_boot
+from klto.errors import ProofError, UsageError
 from klto.kernel.initcalls import Initcall
 from klto.kernel.ksyms_audit import Audit, Missing
 from klto.objects.elf import Elf
@@ -73,6 +78,38 @@ class TestInitcalls:
     def test_another_order_fails(self, order: tuple[int, ...], problem: str) -> None:
         found = compare_initcalls(self.EXPECTED, self.console(*order))
         assert (found.problem or "").startswith(problem)
+
+    def test_initcalls_of_libraries_count_when_the_linker_took_them(self, tmp_path: Path) -> None:
+        """Without CONFIG_MODULES lib/lib.a is linked on demand."""
+        for name in ("own", "taken", "left"):
+            text = f'.section .initcall4.init,"aw"\n__initcall__kmod_{name}__1_2_{name}_init4: .long 0\n'
+            source, made = tmp_path / f"{name}.s", tmp_path / f"{name}.o"
+            source.write_text(text)
+            subprocess.run([boot_helpers.compiler().clang, "-c", source, "-o", made], check=True)
+        ar = boot_helpers.compiler().clang.with_name("llvm-ar")
+        for archive, names in (("vmlinux.a", ["own"]), ("lib.a", ["taken", "left"]), ("none.a", [])):
+            subprocess.run(
+                [ar, "cDPrST", archive, *(f"{name}.o" for name in names)], cwd=tmp_path, check=True
+            )
+        words = "ld.lld -r -o vmlinux.o --whole-archive vmlinux.a --no-whole-archive lib.a none.a"
+        (tmp_path / ".vmlinux.o.cmd").write_text(f"savedcmd_vmlinux.o := {words}\n")
+        assert [call.function for call in linked_initcalls(tmp_path)] == ["own_init"]
+        names = ("own", "taken")
+        lines = [f"ffffffff81962fbc d __initcall__kmod_{name}__1_2_{name}_init4\n" for name in names]
+        (tmp_path / "System.map").write_text("".join(lines))
+        assert [call.function for call in linked_initcalls(tmp_path)] == ["own_init", "taken_init"]
+
+    def test_build_says_what_was_wrong_and_not_that_the_guest_ended(self) -> None:
+        def fake_result(ending: str, *evidence: str) -> Any:
+            proof = SimpleNamespace(name="initcalls", status="failed", evidence=evidence)
+            return SimpleNamespace(
+                status="failed", proofs=[proof], ending=ending, console_tail=(), console_log="log"
+            )
+
+        with pytest.raises(ProofError, match=r"^proof initcalls failed: initcall 7 was f$"):
+            judge_boot(fake_result("the guest ended after its verdict", "initcall 7 was f", "more"))
+        with pytest.raises(ProofError, match=r"^proof initcalls failed: the guest panicked$"):
+            judge_boot(fake_result("the guest panicked", "Kernel panic"))
 
 
 class TestConfig:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from klto.boot.proofs import Finding, Heard, NotApplicable, Step
 from klto.boot.subject import Subject
 from klto.kernel.initcall_tables import calls_in_log, log_differences
-from klto.kernel.initcalls import Initcall, in_run_order, read_initcalls
+from klto.kernel.initcalls import Initcall, NoInitcalls, in_run_order, read_initcalls
+from klto.link.saved import link_inputs
 
 #: Longest calls that are shown.
 _SHOWN = 10
@@ -29,15 +31,36 @@ def prepare(subject: Subject) -> tuple[Step, ...]:
 
     :raises NotApplicable: when they are not there.
     """
-    archive = subject.needed_build_dir() / "vmlinux.a"
-    if not archive.is_file():
+    build_dir = subject.needed_build_dir()
+    if not (build_dir / "vmlinux.a").is_file():
         raise NotApplicable("needs the objects of the build: there is no vmlinux.a in the build dir")
-    expected = read_initcalls([str(archive)])
+    expected = linked_initcalls(build_dir)
 
     def check(heard: Heard) -> Finding:
         return compare(expected, heard.console)
 
     return (Step("initcalls", check, append="initcall_debug ignore_loglevel"),)
+
+
+def linked_initcalls(build_dir: Path) -> list[Initcall]:
+    """The initcalls of a kernel in link order: all of vmlinux.a's, and of libraries those that the linker took.
+
+    Without CONFIG_MODULES lib/lib.a and its like are linked on demand (Makefile, KBUILD_VMLINUX_LIBS); there
+    lib/vsprintf.o has one (5.19 and later). System.map names what was taken.
+    """
+    found = read_initcalls([str(build_dir / "vmlinux.a")])
+    try:
+        symbols = (build_dir / "System.map").read_text()
+    except OSError:
+        return found
+    for library in link_inputs(build_dir):
+        if library.name != "vmlinux.a" and library.is_file():
+            try:
+                calls = read_initcalls([str(library)])
+            except NoInitcalls:
+                continue
+            found += [call for call in calls if f" {call.symbol}\n" in symbols]
+    return found
 
 
 def compare(expected: Sequence[Initcall], console: str) -> Finding:

@@ -50,7 +50,12 @@ def judge_boot(result: BootResult) -> None:
         return
     evidence = [line for proof in bad for line in proof.evidence]
     details = (*(f"| {line}" for line in result.console_tail[-_CONSOLE_LINES:]), *evidence)
-    message = f"proof {bad[0].name} {bad[0].status}: {result.ending}"
+    from klto.boot.session import Ending
+
+    reason = result.ending
+    if reason == f"the guest {Ending.DONE}" and bad[0].evidence:
+        reason = bad[0].evidence[0]  # The guest did all that was asked of it; what it said was wrong.
+    message = f"proof {bad[0].name} {bad[0].status}: {reason}"
     if result.status == "unknown":
         raise LostMachineError(message, hint, details)
     raise ProofError(message, hint, details)

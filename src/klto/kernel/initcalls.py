@@ -57,6 +57,11 @@ class Initcall:
         """``kmod_core__403_2214_init_hw_perf_events``: names its section and, with the level, its symbol."""
         return f"{self.module}__{self.counter}_{self.line}_{self.function}"
 
+    @property
+    def symbol(self) -> str:
+        """``__initcall__kmod_core__403_2214_init_hw_perf_events6``: the pointer's own, as System.map has it."""
+        return f"{_PREFIX}{self.id}{self.level}"
+
 
 class NoInitcalls(UsageError):
     """No input has an initcall; the message says what the inputs are instead."""
