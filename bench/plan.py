@@ -26,8 +26,10 @@ from klto.link.memory_model import CALIBRATION, MemoryModel
 from klto.link.reference import measure_reference
 from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
+from klto.objects.elf import Elf
+from klto.objects.source import read_whole
 from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
-from klto.report.plan import count_instructions
+from klto.report.plan import look_at
 from klto.units import size
 
 CLANG, LINKER = "/usr/lib/llvm-19/bin/clang", "/usr/lib/llvm-19/bin/ld.lld"
@@ -35,6 +37,8 @@ TEST_KERNELS = ("x86_64-6.12", "arm64-6.12", "x86_64-6.1", "x86_64-6.12-full", "
 #: What is linked of the calibrating builds, and by how many backends; 0: everything from the cache.
 THIN_PARTS = ((1.0, 2), (1.0, 0), (0.5, 4), (0.5, 1), (0.25, 2), (0.25, 0))
 FULL_PARTS = ((1.0, 1), (0.5, 1), (0.25, 1))
+#: elf(5).
+_STT_FUNC = 2
 #: Bytes for each byte of an input without bitcode: itself and the output. Not fitted: they are few.
 PER_NATIVE = 2.0
 
@@ -42,7 +46,7 @@ PER_NATIVE = 2.0
 @dataclass(frozen=True)
 class Measured:
     """One link. ``jobs`` is 0 when everything came from the cache; ``reference``: CPU seconds of the reference link
-    just before."""
+    just before; ``left``: functions in vmlinux.o for each in the modules' summaries."""
 
     name: str
     subject: Subject
@@ -54,6 +58,7 @@ class Measured:
     vmlinux_o: int
     objtool_peak: int | None
     reference: float
+    left: float
 
     @property
     def bitcode(self) -> int:
@@ -65,12 +70,13 @@ def measure(build: Path, share: float, jobs: int, reference: float) -> Measured:
     """Link a share of a build dir's modules as Kbuild does, and run objtool over the result if Kbuild does."""
     members = [m for archive in link_inputs(build) for m in leaves(read_archive(archive))]
     wanted = members[:: round(1 / share)]
-    sizes = [(m.kind(), Path(m.path).stat().st_size) for m in wanted if m.path is not None]
+    seen = [look_at(m) for m in wanted if m.path is not None]
     subject = Subject(
-        tuple(each for kind, each in sizes if kind == "bitcode"),
-        sum(each for kind, each in sizes if kind == "elf"),
-        sum(count_instructions(m.data(), m.where) for m in wanted if m.kind() == "bitcode"),
+        tuple(each.size for each in seen if each.kind == "bitcode"),
+        sum(each.size for each in seen if each.kind == "elf"),
+        sum(each.instructions for each in seen),
         kernel_of(build),
+        patchable=sum(each.patchable for each in seen),
     )
     with tempfile.TemporaryDirectory(dir=user_cache_dir()) as folder:
         listing, out = Path(folder, "members"), Path(folder, "vmlinux.o")
@@ -84,8 +90,9 @@ def measure(build: Path, share: float, jobs: int, reference: float) -> Measured:
             process.run(argv, cwd=build)
         used = process.run(argv, cwd=build).usage
         length = out.stat().st_size
+        left = _functions(out) / max(1, sum(each.functions for each in seen))
         checked = _objtool(build, out) if jobs else None
-    found = used.wall_seconds, used.cpu_seconds, used.peak_bytes, length, checked, reference
+    found = used.wall_seconds, used.cpu_seconds, used.peak_bytes, length, checked, reference, left
     return Measured(build.name, subject, lto_of(build / ".config"), jobs, *found)
 
 
@@ -95,6 +102,43 @@ def _objtool(build: Path, out: Path) -> int | None:
         return None
     words = [str(out) if word == "vmlinux.o" else word for word in saved.split(";")[0].split()]
     return process.run(words, cwd=build).usage.peak_bytes
+
+
+def _functions(path: Path) -> int:
+    """Functions that an object defines."""
+    elf = Elf(read_whole(path), str(path))
+    table = elf.symtab
+    return (
+        int(((table.table["st_info"] & 15 == _STT_FUNC) & (table.section > 0)).sum())
+        if table is not None
+        else 0
+    )
+
+
+#: Sections in link order of the synthetic links; the least of them is as many as a small distribution kernel has.
+ORDERED = (20_000, 40_000)
+
+
+def link_order_per_pair(reference: float) -> float:
+    """What ``ld.lld -r`` takes for each two sections with SHF_LINK_ORDER of one name, in reference links of CPU."""
+    found = []
+    with tempfile.TemporaryDirectory(dir=user_cache_dir()) as folder:
+        for count in ORDERED:
+            seconds = {}
+            for flags in ("ao", "a"):
+                source, made = Path(folder, "f.s"), Path(folder, "f.o")
+                with source.open("w") as out:
+                    for n in range(count):
+                        out.write(f'.section .text.f{n},"ax",@progbits\nf{n}: ret\n')
+                        order = f",.text.f{n}" if flags == "ao" else ""
+                        out.write(
+                            f'.section __patchable_function_entries,"{flags}",@progbits{order}\n.quad 0\n'
+                        )
+                process.run([CLANG, "-c", source, "-o", made])
+                seconds[flags] = process.run([LINKER, "-r", made, "-o", Path(folder, "o")]).usage.cpu_seconds
+            found.append((seconds["ao"] - seconds["a"]) / (count**2 / 2) / reference)
+            print(f"{count} sections in link order: {seconds['ao']:.1f} s, in one: {seconds['a']:.1f} s")
+    return statistics.fmean(found)
 
 
 def kernel_of(build: Path) -> str:
@@ -141,6 +185,8 @@ def calibrate(builds: list[Path]) -> None:
         ),
         cpu_per_instruction=cpu,
         serial_per_instruction=statistics.median(_cpu(m) for m in cached),
+        link_order_per_pair=link_order_per_pair(links[0].reference),
+        functions_left={k: statistics.median(m.left for m in of) for k, of in by_mode.items()},
         instructions_per_byte=statistics.fmean((m.subject.instructions or 0) / m.bitcode for m in links),
         memory_error={k: max(abs(_expected(model, m) / m.peak - 1) for m in of) for k, of in by_mode.items()},
         cpu_error={k: max(abs(cpu[k] / _cpu(m) - 1) for m in of) for k, of in by_mode.items()},

@@ -19,7 +19,7 @@ from klto.link.inputs import Inputs, Module
 from klto.link.memory_model import MemoryModel
 from klto.report.estimate import Calibration, Estimate, Subject, estimate, load_calibration
 from klto.report.history import summarise
-from klto.report.plan import Basis, count_instructions, find_basis, make_machine_plan
+from klto.report.plan import Basis, count_functions, find_basis, make_machine_plan
 from tests.conftest import Klto
 
 MIB = 1 << 20
@@ -38,6 +38,8 @@ CALIBRATION = Calibration(
     on="nothing",
     cpu_per_instruction={"thin": 1e-5, "full": 2e-5},
     serial_per_instruction=1e-7,
+    link_order_per_pair=1e-8,
+    functions_left={"thin": 0.5, "full": 0.4},
     instructions_per_byte=0.1,
     memory_error={"thin": 0.1, "full": 0.5},
     cpu_error={"thin": 0.1, "full": 0.5},
@@ -122,6 +124,19 @@ def test_more_backends_take_less_time_until_the_longest_module() -> None:
     assert full.memory.high == pytest.approx(1.5 * full.memory.middle)
 
 
+@pytest.mark.parametrize(("mode", "left"), [("thin", 0.5), ("full", 0.4)])
+def test_sections_in_link_order_take_the_square_of_their_number(mode: str, left: float) -> None:
+    """lld/ELF/LinkerScript.cpp, addInputSec: no number of backends helps."""
+    for jobs in (1, 4):
+        plain = guess(mode, jobs)
+        more = estimate(mode, jobs, replace(SUBJECT, patchable=40_000), 2.0, CALIBRATION, measured=None)
+        twice = guess(mode, jobs, reference=2.0)
+        ordering = 1e-8 * (left * 40_000) ** 2 / 2 * 2.0
+        assert more.seconds.middle == pytest.approx(twice.seconds.middle + ordering)
+        assert more.cpu.middle == pytest.approx(twice.cpu.middle + ordering)
+        assert more.memory == plain.memory
+
+
 @pytest.mark.parametrize(("available", "jobs"), [(64 << 30, 4), (110 * MIB, 2), (50 * MIB, None)])
 def test_what_fits_is_recommended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, jobs: int | None
@@ -149,7 +164,8 @@ def test_instructions_are_those_of_the_summary(llvm: int, mode: str) -> None:
     dumped = run(tool("llvm-bcanalyzer", llvm), "--dump", found)
     counts = re.findall(r"<PERMODULE(?:_PROFILE|_RELBF)? .*?op2=(\d+)", dumped)
     assert len(counts) == 2
-    assert count_instructions(found.read_bytes(), "f") == sum(map(int, counts)) > 5
+    assert count_functions(found.read_bytes(), "f") == (2, sum(map(int, counts)))
+    assert sum(map(int, counts)) > 5
 
 
 def test_basis_is_the_bitcode_of_the_archive(tmp_path: Path) -> None:
@@ -160,6 +176,10 @@ def test_basis_is_the_bitcode_of_the_archive(tmp_path: Path) -> None:
     assert basis.instructions == 3  # ret; add, ret.
     assert (basis.modules, basis.native_bytes) == ((bitcode.stat().st_size,), native.stat().st_size)
     assert (basis.error, "1 bitcode objects in" in basis.what) == (0.0, True)
+    assert basis.patchable == 0
+    saved = bitcode.with_name(f".{bitcode.name}.cmd")
+    saved.write_text("savedcmd_a.o := clang -fpatchable-function-entry=16,16 -c -o a.o a.c\n")
+    assert find_basis(tmp_path, "x86_64", None, []).patchable == 2
 
 
 def test_basis_without_an_archive(tmp_path: Path) -> None:

@@ -158,20 +158,21 @@ class Module:
         asm = text.get(_MODULE_CODE_ASM, b"")
         return Properties(version, triple, layout, source, asm, tuple(sections), digest, summary)
 
-    def instructions(self) -> int:
-        """Instructions of its functions as LLVM counts them for its summary (FunctionSummary::instCount: without
-        debug intrinsics); 0 without a summary.
+    def functions(self) -> tuple[int, int]:
+        """(functions, instructions in them) as LLVM counts them for its summary (FunctionSummary::instCount: without
+        debug intrinsics); nothing without a summary.
 
         :raises MalformedObject: when the module is broken.
         """
-        total = 0
+        count = total = 0
         summaries = (_GLOBALVAL_SUMMARY_BLOCK_ID, _FULL_LTO_GLOBALVAL_SUMMARY_BLOCK_ID)
         for item in self._stream.items(self._block, [], (), None):
             if isinstance(item, Block) and item.block_id in summaries:
                 for record in self._stream.items(item, [], _FS_FUNCTION, None):
                     if isinstance(record, Record):
+                        count += 1
                         total += [*record.ops(3), 0, 0, 0][2]
-        return total
+        return count, total
 
     def hash_record(self) -> Record | None:
         """The record of its hash, or None when it has none."""

@@ -27,6 +27,9 @@ class Calibration(msgspec.Struct, frozen=True):
     :ivar cpu_per_instruction: reference links (klto.link.reference) for each instruction of the modules' summaries, by
         mode: of bitcode's bytes, debug information and names can be most.
     :ivar serial_per_instruction: of them, what a thin link does before and after its backends.
+    :ivar link_order_per_pair: reference links for each two sections with SHF_LINK_ORDER of one name: for each of them
+        ``ld.lld -r`` goes over those before it (lld/ELF/LinkerScript.cpp, addInputSec).
+    :ivar functions_left: of the functions in the summaries, those that vmlinux.o has, by mode.
     :ivar instructions_per_byte: of bitcode without debug information, where it is not there to be counted.
     :ivar memory_error: the largest relative error over the calibrating links, by mode.
     :ivar cpu_error: the same of CPU time.
@@ -37,6 +40,8 @@ class Calibration(msgspec.Struct, frozen=True):
     on: str
     cpu_per_instruction: dict[str, float]
     serial_per_instruction: float
+    link_order_per_pair: float
+    functions_left: dict[str, float]
     instructions_per_byte: float
     memory_error: dict[str, float]
     cpu_error: dict[str, float]
@@ -90,6 +95,7 @@ class Subject:
     :ivar instructions: of all modules (klto.objects); None where they cannot be counted.
     :ivar kernel: as klto.link.memory.kernel_key names it.
     :ivar error: what is added to the ranges when the modules are themselves a guess.
+    :ivar patchable: functions that come with a section of their own with SHF_LINK_ORDER.
     """
 
     modules: Sequence[int]
@@ -97,6 +103,7 @@ class Subject:
     instructions: int | None
     kernel: str
     error: float = 0.0
+    patchable: int = 0
 
 
 def load_calibration() -> Calibration:
@@ -135,6 +142,9 @@ def estimate(
         serial = calibration.serial_per_instruction * instructions * reference
         backends = max(0.0, cpu - serial)
         wall = serial + max(backends / jobs, backends * max(modules, default=0) / max(total, 1))
+    ordered = calibration.functions_left[mode] * subject.patchable
+    ordering = calibration.link_order_per_pair * ordered**2 / 2 * reference
+    cpu, wall = cpu + ordering, wall + ordering  # In one thread, when the backends are done.
     vmlinux_o = calibration.vmlinux_o_per_byte[mode] * total
     # What the link cache keeps is the objects that vmlinux.o is made of.
     cache = 0.0 if full else vmlinux_o

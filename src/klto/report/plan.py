@@ -38,6 +38,7 @@ class Basis:
     :ivar error: how much wider the ranges are for it.
     :ivar native_bytes: of the objects beside them.
     :ivar instructions: of the modules; None where they are not there to be counted.
+    :ivar patchable: functions that come with an entry in ``__patchable_function_entries`` each.
     """
 
     modules: tuple[int, ...]
@@ -45,6 +46,7 @@ class Basis:
     error: float = 0.0
     native_bytes: int = 0
     instructions: int | None = None
+    patchable: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def find_basis(build_dir: Path, arch: str, config_sha256: str | None, history: S
     """
     if (build_dir / "vmlinux.a").exists():
         members = [m for archive in link_inputs(build_dir) for m in leaves(read_archive(archive))]
-        found = _of_objects([_look_at(m) for m in members], f"in {build_dir / 'vmlinux.a'}")
+        found = _of_objects([look_at(m) for m in members], f"in {build_dir / 'vmlinux.a'}")
         if found is not None:
             return found
     compiled = _of_objects(list(_compiled(build_dir)), f"compiled so far in {build_dir}")
@@ -80,35 +82,71 @@ def find_basis(build_dir: Path, arch: str, config_sha256: str | None, history: S
     return _of_history(build_dir, arch, config_sha256, history)
 
 
+#: The option for which clang gives each function a section of its own with SHF_LINK_ORDER (x86: CONFIG_CALL_PADDING,
+#: arch/x86/Makefile; arm64: CONFIG_DYNAMIC_FTRACE_WITH_ARGS, arch/arm64/Makefile; 6.12).
+_PATCHABLE = "-fpatchable-function-entry"
+
+
 @dataclass(frozen=True)
-class _Seen:
-    """An object: its kind, its bytes, and of bitcode its instructions."""
+class Seen:
+    """An object: its kind, its bytes, and of bitcode its functions and instructions.
+
+    :ivar patchable: of the functions those that come with an entry in ``__patchable_function_entries``.
+    """
 
     kind: str
     size: int
+    functions: int = 0
     instructions: int = 0
+    patchable: int = 0
 
 
-def _look_at(member: Member) -> _Seen:
-    size = os.stat(member.path).st_size if member.path else member.size
-    kind = member.kind()
-    return _Seen(kind, size, count_instructions(member.data(), member.where) if kind == "bitcode" else 0)
-
-
-def count_instructions(data: Buffer, where: str) -> int:
-    """Of a bitcode file, as its modules' summaries have them.
+def look_at(member: Member) -> Seen:
+    """A member of a link's archive.
 
     :raises MalformedObject: when it is broken.
     """
-    return sum(module.instructions() for module in Bitcode(data, where).modules)
+    size = os.stat(member.path).st_size if member.path else member.size
+    kind = member.kind()
+    if kind != "bitcode":
+        return Seen(kind, size)
+    return _bitcode(member.data(), member.where, size, member.path)
 
 
-def _of_objects(seen: list[_Seen], where: str) -> Basis | None:
+def _bitcode(data: Buffer, where: str, size: int, path: str | None) -> Seen:
+    functions, instructions = count_functions(data, where)
+    return Seen("bitcode", size, functions, instructions, functions if _is_patchable(path) else 0)
+
+
+def _is_patchable(path: str | None) -> bool:
+    """Whether an object's saved command asks for patchable functions."""
+    if path is None:
+        return False
+    folder, name = os.path.split(path)
+    try:
+        with open(os.path.join(folder, f".{name}.cmd"), encoding="utf-8", errors="replace") as stream:
+            return _PATCHABLE in stream.readline()
+    except OSError:
+        return False
+
+
+def count_functions(data: Buffer, where: str) -> tuple[int, int]:
+    """(functions, instructions) of a bitcode file, as its modules' summaries have them.
+
+    :raises MalformedObject: when it is broken.
+    """
+    counts = [module.functions() for module in Bitcode(data, where).modules]
+    return sum(functions for functions, _ in counts), sum(instructions for _, instructions in counts)
+
+
+def _of_objects(seen: list[Seen], where: str) -> Basis | None:
     bitcode = tuple(each.size for each in seen if each.kind == "bitcode")
     if bitcode:
         beside = sum(each.size for each in seen if each.kind == "elf")
         instructions = sum(each.instructions for each in seen) or None
-        return Basis(bitcode, f"{len(bitcode)} bitcode objects {where}", 0.0, beside, instructions)
+        patchable = sum(each.patchable for each in seen)
+        what = f"{len(bitcode)} bitcode objects {where}"
+        return Basis(bitcode, what, 0.0, beside, instructions, patchable)
     native = [round(each.size * _BITCODE_PER_NATIVE) for each in seen if each.kind == "elf"]
     if not native:
         return None
@@ -117,7 +155,7 @@ def _of_objects(seen: list[_Seen], where: str) -> Basis | None:
     )
 
 
-def _compiled(build_dir: Path) -> list[_Seen]:
+def _compiled(build_dir: Path) -> list[Seen]:
     """The kernel's objects that Kbuild has compiled: those with a saved command."""
     found = []
     for folder, folders, names in os.walk(build_dir):
@@ -127,10 +165,9 @@ def _compiled(build_dir: Path) -> list[_Seen]:
         for name in names:
             if name.endswith(".o") and f".{name}.cmd" in present:
                 path = os.path.join(folder, name)
-                kind = kind_of(path)
-                data = read_whole(path) if kind == "bitcode" else b""
+                kind, size = kind_of(path), os.stat(path).st_size
                 found.append(
-                    _Seen(kind, os.stat(path).st_size, count_instructions(data, path) if data else 0)
+                    _bitcode(read_whole(path), path, size, path) if kind == "bitcode" else Seen(kind, size)
                 )
     return found
 
@@ -172,7 +209,9 @@ def make_machine_plan(
     _, available = machine.memory_bytes()
     existing = next(folder for folder in (build_dir, *build_dir.absolute().parents) if folder.exists())
     disk = os.statvfs(existing)
-    subject = Subject(basis.modules, basis.native_bytes, basis.instructions, kernel, basis.error)
+    subject = Subject(
+        basis.modules, basis.native_bytes, basis.instructions, kernel, basis.error, basis.patchable
+    )
     estimates = [
         estimate(mode, n, subject, reference, calibration, measured=measured)
         for mode in MODES
