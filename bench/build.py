@@ -35,14 +35,23 @@ class Sides:
         quiet(["make", "-C", self.tree, f"O={self.dirs['make']}", "LLVM=-19", f"-j{usable_cpus()}"])
 
     def _klto(self) -> list[str | Path]:
-        command = [sys.executable, "-m", "klto", "build", "-C", self.tree, "-b", self.dirs["klto"]]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "klto",
+            "build",
+            "-C",
+            self.tree,
+            "-b",
+            self.dirs["klto"],
+        ]
         return [*command, "-t", "llvm-19", "--cache-dir", self.cache]
 
     def prepare(self) -> None:
         """The tree is one of hard links, so that a change in it leaves the original alone."""
         shutil.rmtree(FOLDER, ignore_errors=True)
         FOLDER.mkdir(parents=True)
-        asked = [ROOT / "scripts/unpack-linux.sh", "6.12"]
+        asked: list[str | Path] = [ROOT / "scripts/unpack-linux.sh", "6.12"]
         original = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         quiet(["cp", "-al", original, self.tree])
         config = ROOT / "configs/x86_64-6.12.config"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -70,9 +71,7 @@ def main() -> None:
         "  Python's start, on one CPU": [sys.executable, "-c", _START, str(build_dir)],
     }
     for name, part in parts.items():
-        found = in_turn(
-            name, lambda part=part: quiet([*one_cpu, *part]), lambda: quiet([*one_cpu, *readelf]), PAIRS
-        )
+        found = in_turn(name, partial(quiet, [*one_cpu, *part]), lambda: quiet([*one_cpu, *readelf]), PAIRS)
         a, b = (1000 * median(side) for side in (found.a, found.b))
         print(f"{name:<44} {a:>10.1f} {b:>10.1f} {found.median:>7.3f}", flush=True)
     _memory([*one_cpu, *command], [sys.executable, "-c", _START, str(build_dir)], files)

@@ -61,9 +61,10 @@ def costs_of(run: dict[str, Any], other: dict[str, Any], cpus: int) -> Costs:
 
     def by_module(name: str) -> float:
         """Seconds for each module; the more of them, the more a second takes besides."""
-        longer = run["backend_seconds"] - other["backend_seconds"]
+        longer: float = run["backend_seconds"] - other["backend_seconds"]
         by_second = min(0.5, max(0.0, (run[name] - other[name]) / longer))
-        return max(0.0, float(run[name] - by_second * run["backend_seconds"])) / count / (1 - by_second)
+        rest = float(run[name] - by_second * run["backend_seconds"])
+        return float(max(0.0, rest) / count / (1 - by_second))
 
     between = run["backend_seconds"] + run["thin_link_seconds"] + run["final_link_seconds"]
     return Costs(

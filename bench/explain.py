@@ -32,9 +32,9 @@ def main() -> None:
 
 
 def _measure(name: str, log: Path) -> None:
-    explain = [sys.executable, "-m", "klto", "explain", log]
+    explain: list[str | Path] = [sys.executable, "-m", "klto", "explain", log]
     # Through cat: grep ends at the first match when it sees that it writes to /dev/null.
-    grep = ["sh", "-c", 'LC_ALL=C grep -c error "$0" | cat', log]
+    grep: list[str | Path] = ["sh", "-c", 'LC_ALL=C grep -c error "$0" | cat', log]
     found = in_turn(name, lambda: quiet(explain), lambda: quiet(grep), PAIRS)
     a, b = statistics.median(found.a), statistics.median(found.b)
     limit = 3 * b + ALLOWED

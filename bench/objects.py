@@ -46,13 +46,25 @@ READ_BITCODE = READ_COLUMNS.replace(".symbol_table.columns()", ".symbols()")
 
 def _kernel() -> tuple[Path, Path]:
     """Tree and build dir of the x86_64 kernel of the tests; built when it is not there."""
-    command = [ROOT / "scripts/unpack-linux.sh", "6.12"]
+    command: list[str | Path] = [ROOT / "scripts/unpack-linux.sh", "6.12"]
     tree = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     given = os.environ.get("KLTO_BENCH_BUILD_DIR")
     build_dir = Path(given) if given else user_cache_dir() / "test/x86_64-6.12"
     if not (build_dir / "vmlinux.a").exists():
         config = ROOT / "configs/x86_64-6.12.config"
-        klto = [sys.executable, "-m", "klto", "build", "-q", "-C", tree, "-b", build_dir, "-t", "llvm-19"]
+        klto: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "klto",
+            "build",
+            "-q",
+            "-C",
+            tree,
+            "-b",
+            build_dir,
+            "-t",
+            "llvm-19",
+        ]
         quiet([*klto, "-k", "allnoconfig", "-K", config])
     return Path(tree), build_dir
 
@@ -142,7 +154,7 @@ def _tables(build_dir: Path, folder: Path) -> None:
     # What a process of its own would add to ours; theirs have it in them.
     for what, code, argument in (("numpy", READ_ELF, vmlinux_o), ("the reader", READ_BITCODE, os.devnull)):
         empty = [sys.executable, "-c", code.replace("\nread(", "\nlen("), argument]
-        start = in_turn(f"  Python's start with {what} / without", lambda e=empty: quiet(e), _bare, PAIRS)
+        start = in_turn(f"  Python's start with {what} / without", partial(quiet, empty), _bare, PAIRS)
         print(f"{start.name:<44} {1000 * median(start.a):>10.1f} {1000 * median(start.b):>10.1f}", flush=True)
 
 

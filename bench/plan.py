@@ -105,14 +105,13 @@ def _objtool(build: Path, out: Path) -> int | None:
 
 
 def _functions(path: Path) -> int:
-    """Functions that an object defines."""
-    elf = Elf(read_whole(path), str(path))
-    table = elf.symtab
-    return (
-        int(((table.table["st_info"] & 15 == _STT_FUNC) & (table.section > 0)).sum())
-        if table is not None
-        else 0
-    )
+    """Functions of compiled code that an object defines: each is in a section of its own (LTO implies
+    -ffunction-sections), with whatever else kCFI names there."""
+    table = Elf(read_whole(path), str(path)).symtab
+    if table is None:
+        return 0
+    sections = table.section[table.table["st_info"] & 15 == _STT_FUNC]
+    return len(set(sections.tolist()) - {0, -1})
 
 
 #: Sections in link order of the synthetic links; the least of them is as many as a small distribution kernel has.
