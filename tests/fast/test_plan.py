@@ -216,6 +216,9 @@ def test_plan_as_a_user_sees_it(tmp_path: Path, klto: Klto) -> None:
     assert load_calibration().on in " ".join(done.out.split())
     assert "pahole" in done.out
     assert max(map(len, done.out.splitlines()[2:7])) <= 100
+    assert "patchable" not in done.out
+    bitcode.with_name(f".{bitcode.name}.cmd").write_text("clang -fpatchable-function-entry=16,16\n")
+    assert "note      1 patchable functions: " in klto("plan", "-b", tmp_path).out
     found = json.loads(klto("plan", "-b", tmp_path, "--json").out)
     assert found["schema"] == "klto/plan/1"
     assert {(e["mode"], e["jobs"]) for e in found["estimates"]} >= {("thin", 1), ("full", 1)}

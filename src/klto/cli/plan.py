@@ -177,11 +177,17 @@ def _lines(
 
 
 def _notes(options: dict[str, str], plan: MachinePlan) -> Iterator[str]:
-    """What the estimate does not know of this configuration."""
+    """What the estimate does not know of this configuration, or what no other number of backends changes."""
+    from klto.units import duration
+
     seen = {e.finish_process for e in plan.estimates} - {"", "objtool"}
     if options.get("DEBUG_INFO_BTF") == "y" and not seen:
         yield "CONFIG_DEBUG_INFO_BTF: pahole's memory after the link is not part of the estimate"
-    if options.get("CALL_PADDING") == "y":
+    patchable = plan.basis.patchable
+    if patchable:
+        own = duration(plan.estimates[0].ordering)
+        yield f"{patchable:,} patchable functions: {own} of a link, in one thread; with the square of their number"
+    elif options.get("CALL_PADDING") == "y":
         yield "CONFIG_CALL_PADDING: ld.lld's own part grows with the square of the functions: not in the estimate"
     if options.get("DEBUG_INFO") == "y":
         yield "CONFIG_DEBUG_INFO: calibrated without; the link can take twice the time"

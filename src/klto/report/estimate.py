@@ -71,7 +71,8 @@ class Estimate:
     """Of one mode with a number of backends. Bytes and seconds; ``cpu`` is the link's CPU seconds.
 
     ``finish`` is the largest process after the link, named ``finish_process``; None where nothing is known of it.
-    ``memory`` is the larger of it and the link, and ``largest`` names which.
+    ``memory`` is the larger of it and the link, and ``largest`` names which. ``ordering`` is the part of ``seconds``
+    that goes into sections in link order, in one thread.
     """
 
     mode: str
@@ -84,6 +85,7 @@ class Estimate:
     cpu: Range
     seconds: Range
     disk: Range
+    ordering: float
 
 
 @dataclass(frozen=True)
@@ -154,4 +156,5 @@ def estimate(
         _range(cpu, time_error),
         _range(wall, time_error),
         _range(calibration.disk_per_byte * vmlinux_o + cache, _DISK_ERROR + subject.error),
+        ordering,
     )  # fmt: skip
