@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+
+from klto.cluster.certs import make_certificates
+from tests.conftest import Klto
 
 #: What waits is told by the first argument: the event loop, or a backend that runs here.
 PROGRAM = """\
@@ -33,6 +40,29 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
+
+
+@pytest.mark.parametrize("said", [b"\0" * 400, b""])
+def test_address_that_does_not_speak_tls(klto: Klto, tmp_path: Path, said: bytes) -> None:
+    """A scheduler of plain TCP speaks first, sometimes before TLS begins."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def answer() -> None:
+            with suppress(OSError):  # Closed: the test is over.
+                while True:
+                    connection, _ = listening.accept()
+                    connection.sendall(said or b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        make_certificates(tmp_path / "certs", 1)
+        address = f"tls://127.0.0.1:{listening.getsockname()[1]}"
+        done = klto("cluster", "status", address, env={"KLTO_CLUSTER_CERTS": str(tmp_path / "certs")})
+        assert done.status == 2
+        first, _, rest = done.err.partition("\n")
+        assert first.startswith(f"klto: {address} and this machine do not trust each other")
+        assert rest.count("\n") == 1
 
 
 @pytest.mark.parametrize("waiting", ["loop", "backend"])

@@ -130,10 +130,18 @@ async def connected(address: Address) -> AsyncIterator[Client]:
     :raises UsageError: when it and this machine do not trust each other.
     """
     security = security_for(address, "client")
+    client = Client(
+        address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
+    )
     try:
-        client = await Client(
-            address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
-        )
+        await client
+    except ValueError as error:
+        # Tornado's, when something came before TLS could begin.
+        await _close(client)
+        raise UsageError(
+            f"{address.text} and this machine do not trust each other: that is not TLS",
+            "is it a scheduler of plain TCP? klto cluster scheduler tls://HOST:PORT starts one with TLS",
+        ) from error
     except (OSError, TimeoutError) as error:
         reason = _first_cause(error) or reason_of(error)
         if _untrusted(error):
