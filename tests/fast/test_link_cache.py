@@ -432,3 +432,19 @@ def test_klto_ld_is_the_linker(project: Project) -> None:
     assert (project.folder / "ld.o").read_bytes() == project.link(cached=False)[0]
     version = subprocess.run([*command[:4], "--version"], env=env, capture_output=True, text=True, check=True)
     assert "LLD 19" in version.stdout
+    entries = len(project.entries())
+    other = project.folder / "other"
+    for own, made in (
+        (["--no-cache"], False),
+        (["--cache-dir", "other"], True),
+        (["--cache-dir=other"], True),
+    ):
+        (project.folder / "ld.o").unlink()
+        subprocess.run([*command[:4], *own, *command[4:]], cwd=project.folder, env=env, check=True)
+        assert (project.folder / "ld.o").read_bytes() == project.link(cached=False)[0]
+        assert other.exists() == made
+        assert len(project.entries()) == entries
+    done = subprocess.run(
+        [*command[:4], "--cache-dir="], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "klto: klto ld: --cache-dir without a value")

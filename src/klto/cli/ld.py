@@ -1,7 +1,8 @@
 """``klto ld``: the linker itself, with klto's link cache.
 
-Takes ld.lld's command line, all of it. The linker is PATH's ld.lld, or the one that ``KLTO_LD`` names; ``KLTO_CACHE``
-names another cache, empty for none. ``--cluster=ADDRESS``, as the first argument, has the backends run there.
+Takes ld.lld's command line, all of it. The linker is PATH's ld.lld, or the one that ``KLTO_LD`` names. klto's own
+options stand before the linker's: ``--cache-dir=DIR`` and ``--no-cache`` (or ``KLTO_CACHE``, empty for none), and
+``--cluster=ADDRESS``, which has the backends run there.
 """
 
 from __future__ import annotations
@@ -24,21 +25,34 @@ def run(args: argparse.Namespace) -> int:
     linker = shutil.which(os.environ.get("KLTO_LD", "ld.lld"))
     if linker is None:
         raise UsageError("no ld.lld in PATH", "name one: KLTO_LD=/usr/lib/llvm-19/bin/ld.lld klto ld ...")
+    arguments = list(args.arguments)
+    while (option := _own_option(arguments)) is not None:
+        name, value = option
+        if name == "--cluster":
+            from klto.cluster.address import check_cluster
+
+            os.environ[ENV_CLUSTER] = check_cluster(value).text
+        else:
+            os.environ[ENV_CACHE] = os.path.abspath(value) if value else ""
     os.environ.setdefault(ENV_CACHE, str(default_cache_dir()))
     os.environ.setdefault(ENV_WHOLE, "1")
     os.environ.setdefault("KLTO_JOBS", str(default_jobs()))
-    arguments = list(args.arguments)
-    if arguments and arguments[0].startswith("--cluster"):
-        os.environ[ENV_CLUSTER] = _cluster(arguments)
     return main([linker, *arguments])
 
 
-def _cluster(arguments: list[str]) -> str:
-    """Take ``--cluster=ADDRESS`` or ``--cluster ADDRESS`` off the front."""
-    from klto.cluster.address import check_cluster
+def _own_option(arguments: list[str]) -> tuple[str, str] | None:
+    """Take one of klto's options off the front: (name, value); None when the linker's begin there."""
     from klto.errors import UsageError
 
-    name, equals, address = arguments.pop(0).partition("=")
-    if name != "--cluster" or (not equals and not arguments):
-        raise UsageError(f"no option of klto ld: {name}", "--cluster=tls://HOST:PORT or --cluster=local:N")
-    return check_cluster(address if equals else arguments.pop(0)).text
+    name, equals, value = arguments[0].partition("=") if arguments else ("", "", "")
+    if name == "--no-cache" and not equals:
+        arguments.pop(0)
+        return name, ""
+    if name not in ("--cluster", "--cache-dir"):
+        return None
+    arguments.pop(0)
+    if not equals and arguments:
+        value = arguments.pop(0)
+    if not value:
+        raise UsageError(f"klto ld: {name} without a value", f"{name}=...")
+    return name, value
