@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from klto.cli.hunt import _part_of_lto
 from klto.errors import UsageError
 from klto.search.hunt_store import FAILED, MINIMISED, PASSED, TOO_LARGE, HuntStore, Run
 
@@ -123,3 +125,15 @@ def test_the_file_is_readable_by_anybodys_sqlite(tmp_path: Path) -> None:
     with sqlite3.connect(store.path) as database:
         assert database.execute("select seed, outcome from runs").fetchall() == [(1, PASSED)]
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize(
+    ("explanations", "told"),
+    [([], ""), ([{"lto": False}], ", not LTO's fault"), ([{"lto": False}, {"lto": True}], ""), (None, "")],
+)
+def test_a_finding_that_is_not_of_lto_is_said_to_be_none(
+    tmp_path: Path, explanations: list[dict[str, bool]] | None, told: str
+) -> None:
+    if explanations is not None:
+        (tmp_path / "explanation.json").write_text(json.dumps({"explanations": explanations}))
+    assert _part_of_lto(tmp_path) == told

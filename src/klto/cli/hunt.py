@@ -157,5 +157,17 @@ def _print(args: argparse.Namespace, request: HuntRequest, store: HuntStore) -> 
         shrunk = f", {finding.options} options" if finding.options is not None else ""
         times = "once" if finding.seen <= 1 else f"{finding.seen} times"
         print(f"finding {finding.number}: {finding.title}")
-        print(f"  seen {times}, first with seed {finding.seed}; {finding.state}{shrunk}: {finding.folder}")
+        state = f"{finding.state}{shrunk}{_part_of_lto(finding.folder)}"
+        print(f"  seen {times}, first with seed {finding.seed}; {state}: {finding.folder}")
     sys.stdout.flush()
+
+
+def _part_of_lto(folder: Path) -> str:
+    """Whether it is known that a finding is not LTO's, by the explanation that lies beside it."""
+    import json
+
+    try:
+        known = json.loads((folder / "explanation.json").read_bytes())["explanations"]
+        return ", not LTO's fault" if known and not any(one["lto"] for one in known) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # Nothing is known.
