@@ -13,18 +13,18 @@ from klto.kernel.kconfig_settle import Settler
 from klto.kernel.tree import KernelTree
 from klto.search.engine import Search
 from klto.search.likeness import read_failure, without_chance
-from klto.search.options import OptionsOutcome, OptionsSpace, changes_between, values_of
+from klto.search.options import OptionsOutcome, OptionsSpace, changes_between, defaults_turned_off, values_of
 from klto.search.verdicts import Memory, Verdict
 
 
 class _FakeKconfig:
     """Options named by numbers: those of ``needs`` are off unless the other one is on."""
 
-    def __init__(self, **needs: str) -> None:
-        self._needs = needs
+    def __init__(self, defaults: tuple[str, ...] = (), **needs: str) -> None:
+        self._defaults, self._needs = defaults, needs
 
     def settle(self, config: bytes) -> bytes:
-        values = values_of(config)
+        values = dict.fromkeys(self._defaults, "y") | values_of(config)
         changed = True
         while changed:
             gone = [n for n, v in values.items() if v == "y" and values.get(self._needs.get(n, n)) != "y"]
@@ -58,6 +58,29 @@ def test_dependencies_cost_no_oracle_calls(tmp_path: Path) -> None:
     assert search.spared > 10
     needed = space.needed_by(found)
     assert needed == {"O3": ["O12", "O40"], "O12": ["O40"], "O100": ["O150"]}
+
+
+def test_default_that_the_bad_configuration_has_off(tmp_path: Path) -> None:
+    """It appears when its parent is on, in which the good configuration is otherwise; and one more behind it."""
+    bad = b"CONFIG_A=y\nCONFIG_B=y\n# CONFIG_TESTS_OFF is not set\nCONFIG_C=y\n# CONFIG_MORE is not set\n"
+    prompts: dict[str, tuple[str, ...]] = dict.fromkeys(("A", "B", "C", "TESTS_OFF", "MORE"), ())
+    fake = _FakeKconfig(("TESTS_OFF", "MORE"), TESTS_OFF="A", MORE="B", C="B")
+    settler = cast(Settler, fake)
+    changes = changes_between(b"", bad, prompts, Requests())
+    assert [change.name for change in changes] == ["A", "B", "C"]
+    changes += defaults_turned_off(b"", bad, changes, prompts, Requests(), settler)
+    assert [(change.name, change.bad) for change in changes[3:]] == [("TESTS_OFF", "n"), ("MORE", "n")]
+    space = OptionsSpace(b"", changes, Requests(), settler)
+    assert space.become(frozenset(range(5))).config == b"CONFIG_A=y\nCONFIG_B=y\nCONFIG_C=y\n"
+
+    def oracle(outcome: OptionsOutcome) -> tuple[Verdict, str]:
+        values = values_of(outcome.config)
+        fails = values.get("A") == "y" and values.get("TESTS_OFF") != "y"
+        return (Verdict.FAILS if fails else Verdict.PASSES), ""
+
+    with Memory(tmp_path) as memory:
+        found = Search(space, oracle, memory, lambda chosen, outcome: None).minimise()
+    assert space.fragment(found) == "CONFIG_A=y\n# CONFIG_TESTS_OFF is not set\n"
 
 
 def test_what_kconfig_makes_equal_is_asked_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from klto.kernel.kconfig_settle import Settler, settling
 from klto.kernel.toolchain import Toolchain
 from klto.kernel.tree import KernelTree
 from klto.search.engine import Oracle, Progress, Search
-from klto.search.options import Change, OptionsOutcome, OptionsSpace, changes_between
+from klto.search.options import Change, OptionsOutcome, OptionsSpace, changes_between, defaults_turned_off
 from klto.search.verdicts import Memory, Verdict
 
 
@@ -141,7 +141,9 @@ def _space(question: OptionsQuestion) -> Iterator[OptionsSpace]:
         good = _good(question, kconfig)
         settler = stack.enter_context(settling(kconfig))
         good, bad = (_held(settler, config, question.held) for config in (good, bad))
-        changes = changes_between(good, bad, settler.prompts(), question.held)
+        prompts = settler.prompts()
+        changes = changes_between(good, bad, prompts, question.held)
+        changes += defaults_turned_off(good, bad, changes, prompts, question.held, settler)
         if not changes:
             raise UsageError(f"{question.bad} and {question.good} do not differ in options that can be set")
         yield OptionsSpace(good, changes, question.held, settler)

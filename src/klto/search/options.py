@@ -18,12 +18,16 @@ from klto.search.engine import Outcome
 _LINE = re.compile(r"(?m)^(?:CONFIG_([A-Za-z0-9_]+)=(.*)|# CONFIG_([A-Za-z0-9_]+) is not set)$")
 
 
+#: Of an option that the good configuration does not speak of: what kconfig makes of it.
+DEFAULT = ""
+
+
 @dataclass(frozen=True)
 class Change:
     """One item of the search: an option that is otherwise in the bad configuration, or a choice's member."""
 
     name: str
-    #: As in a configuration file; ``n`` for off.
+    #: As in a configuration file; ``n`` for off; or ``DEFAULT``.
     good: str
     bad: str
     #: The other members of the choice: they are off where this one is on.
@@ -79,6 +83,35 @@ def changes_between(
     return found
 
 
+def defaults_turned_off(
+    good: bytes,
+    bad: bytes,
+    changes: Sequence[Change],
+    prompts: Mapping[str, tuple[str, ...]],
+    held: Requests,
+    settler: Settler,
+) -> list[Change]:
+    """Further items: options on by default that the bad configuration has off, and of which the good one does not
+    speak because others of the changes make them appear.
+
+    ``CONFIG_CRYPTO_MANAGER_DISABLE_TESTS`` is such a one: without it all changes together do not make the bad one.
+    """
+    after, fixed = values_of(bad), {request.name for request in held}
+    found: list[Change] = []
+    while True:
+        space = OptionsSpace(good, [*changes, *found], held, settler)
+        got = values_of(space.become(frozenset(range(space.count))).config)
+        asked = {change.name for change in space.changes} | fixed
+        more = [
+            Change(name, DEFAULT, "n")
+            for name, value in after.items()
+            if value == "n" and got.get(name, "n") != "n" and name not in asked and prompts.get(name) == ()
+        ]
+        if not more:
+            return found
+        found += more
+
+
 class OptionsSpace:
     """Subsets of the changes: those are made to the good configuration."""
 
@@ -109,7 +142,11 @@ class OptionsSpace:
     def _asked(self, chosen: frozenset[int]) -> bytes:
         values = dict(self._good)
         for number, change in enumerate(self.changes):
-            if number not in chosen and (change.name in values or change.bad in ("y", "m", "n")):
+            if (
+                number not in chosen
+                and change.good != DEFAULT
+                and (change.name in values or change.bad in ("y", "m", "n"))
+            ):
                 values[change.name] = values.get(change.name, "n")
         for number in chosen:
             change = self.changes[number]
