@@ -198,14 +198,23 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-def test_interrupt_leaves_nothing_behind(x86_64_6_12: Kernel, llvm_bin: Path, tmp_path: Path) -> None:
+#: When a link on local:2 is interrupted: its scheduler has begun; has an address; a backend has ended.
+_MOMENTS = ("klto-cluster-*/log", "klto-cluster-*/address", "klto-cluster-*/store/klto-work-*/job-*/said")
+
+
+@pytest.mark.parametrize("moment", _MOMENTS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupt_leaves_nothing_behind(
+    x86_64_6_12: Kernel, llvm_bin: Path, tmp_path: Path, moment: str, times: int
+) -> None:
     link = part_of(x86_64_6_12, llvm_bin, tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     child = link.start("local:2", TMPDIR=str(scratch))
-    until(lambda: any(scratch.glob("klto-cluster-*/store/klto-work-*/job-*/said")))
+    until(lambda: any(scratch.glob(moment)))
     assert _of_session(child.pid)
-    os.killpg(child.pid, signal.SIGINT)
+    for _ in range(times):
+        os.killpg(child.pid, signal.SIGINT)
     _, err = child.communicate(timeout=_DEADLINE)
     assert child.returncode == 130, err
     assert "Traceback" not in err
