@@ -13,7 +13,14 @@ from klto.kernel.kconfig_settle import Settler
 from klto.kernel.tree import KernelTree
 from klto.search.engine import Search
 from klto.search.likeness import read_failure, without_chance
-from klto.search.options import OptionsOutcome, OptionsSpace, changes_between, defaults_turned_off, values_of
+from klto.search.options import (
+    OptionsOutcome,
+    OptionsSpace,
+    changes_between,
+    defaults_turned_off,
+    options_that_differ,
+    values_of,
+)
 from klto.search.verdicts import Memory, Verdict
 
 
@@ -91,6 +98,12 @@ def test_what_kconfig_makes_equal_is_asked_once(tmp_path: Path) -> None:
         == space.become(frozenset()).key
     )
     assert space.become(frozenset({0, 1})).key != space.become(frozenset({0, 2})).key
+
+
+def test_options_that_differ() -> None:
+    one = b"CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=3\n"
+    assert options_that_differ(one, b"CONFIG_C=3\nCONFIG_A=y\n") == []
+    assert options_that_differ(one, b"CONFIG_B=m\nCONFIG_C=4\nCONFIG_D=y\n") == ["A", "B", "C", "D"]
 
 
 def test_items_of_a_search() -> None:

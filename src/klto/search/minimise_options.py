@@ -18,8 +18,18 @@ from klto.kernel.kconfig_settle import Settler, settling
 from klto.kernel.toolchain import Toolchain
 from klto.kernel.tree import KernelTree
 from klto.search.engine import Oracle, Progress, Search
-from klto.search.options import Change, OptionsOutcome, OptionsSpace, changes_between, defaults_turned_off
+from klto.search.options import (
+    Change,
+    OptionsOutcome,
+    OptionsSpace,
+    changes_between,
+    defaults_turned_off,
+    options_that_differ,
+)
 from klto.search.verdicts import Memory, Verdict
+
+#: Options that are named where a configuration is not what it should be.
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -117,9 +127,13 @@ def _check_ends(
 ) -> None:
     bad = search.judge(everything)
     if bad.verdict is not Verdict.FAILS:
+        asked = check_config(question.bad)
+        other = options_that_differ(asked, search.space.become(everything).config)
         raise UsageError(
             f"{question.bad} does not fail as it should: {bad.verdict.value} ({bad.evidence})",
-            "a search needs a configuration that fails; try the oracle on it by hand",
+            f"what was judged differs from it in {', '.join(other[:_SHOWN])}: are they held otherwise (-K)?"
+            if other
+            else "a search needs a configuration that fails; try the oracle on it by hand",
         )
     good = search.judge(frozenset())
     if good.verdict is Verdict.FAILS:

@@ -61,6 +61,12 @@ def outcome_key(config: bytes) -> str:
     return hashlib.sha256("\n".join(on).encode()).hexdigest()
 
 
+def options_that_differ(one: bytes, other: bytes) -> list[str]:
+    """The names of options that are not the same in two configurations; one that is not there is off."""
+    a, b = values_of(one), values_of(other)
+    return [name for name in dict.fromkeys((*a, *b)) if a.get(name, "n") != b.get(name, "n")]
+
+
 def changes_between(
     good: bytes, bad: bytes, prompts: Mapping[str, tuple[str, ...]], held: Requests
 ) -> list[Change]:
