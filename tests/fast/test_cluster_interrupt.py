@@ -16,6 +16,8 @@ import pytest
 from klto.cluster.certs import make_certificates
 from tests.conftest import Klto
 
+pytestmark = pytest.mark.slow
+
 #: What waits is told by the first argument: the event loop, or a backend that runs here.
 PROGRAM = """\
 import asyncio, logging, sys, time
