@@ -15,7 +15,11 @@ import pytest
 from klto.events import LinkFinished, read_journal
 from klto.kernel.jobserver import Jobserver
 from klto.link import includes
-from klto.link.includes import Scan
+from klto.link.cached import CachedLink
+from klto.link.includes import Scan, Uncacheable
+from klto.link.inputs import read_inputs
+from klto.link.request import parse_request
+from klto.link.store import adopt_abandoned
 from tests.fast.test_link_cache import SOURCES, Project
 
 pytestmark = pytest.mark.slow
@@ -124,8 +128,9 @@ def test_large_module_of_which_it_cannot_be_told(project: Many) -> None:
     text = 'asm(".macro m x\\n.incbin \\"\\\\x\\"\\n.endm\\nm data.bin");\n'
     project.compile("asm_at_top", text + _LARGE)
     time.sleep(0.1)
-    assert "cannot be told" in project.check(2)
-    assert "cannot be told" in project.check(1)
+    assert "linked again without the cache" in project.check(2)
+    # The next one knows it.
+    assert "is linked without the cache" in project.check(1)
 
 
 def test_full_lto_does_not_begin_again(project: Many) -> None:
@@ -133,7 +138,64 @@ def test_full_lto_does_not_begin_again(project: Many) -> None:
         project.compile(name, text + (_LARGE if name == "asm_in_function" else ""), "-flto=full")
     time.sleep(0.1)
     project.check(1)
+    # What the module included while the linker ran nobody could tell any more.
+    project.check(1)
     project.check(1, whole=True)
+
+
+def _cached(project: Many, arguments: list[str]) -> CachedLink:
+    request = parse_request(arguments)
+    root, linker = str(project.cache), str(project.linker)
+    return CachedLink(root, linker, arguments, request, read_inputs(request), whole=True, jobs=2)
+
+
+_ARGUMENTS = ["-r", "--whole-archive", "all.a", "--no-whole-archive", "-o", "out.o"]
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_included_file_that_changes_while_it_is_linked(
+    project: Many, changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    with _cached(project, _ARGUMENTS) as cached:
+        assert cached.unsettled
+        subprocess.run([project.linker, *cached.arguments], check=True)
+        if changed:
+            (project.folder / "data.bin").write_text("other data")
+        assert cached.settle()
+        cached.keep_whole()
+    assert bool(project.entries()) != changed
+    assert bool(list(project.cache.glob("partitions/links/*"))) != changed
+    memo = Scan(str(next(project.cache.glob("scans/*"))))
+    assert not memo.worth_a_process([Path(path).name for path in project.more])
+
+
+def test_input_that_changes_while_it_is_linked(project: Many, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    with _cached(project, _ARGUMENTS) as cached:
+        os.utime("plain2.o", (5, 5))
+        with pytest.raises(Uncacheable, match=r"plain2\.o has changed while it was linked"):
+            cached.settle()
+        assert cached.unsettled
+
+
+def test_nothing_is_taken_over_from_a_killed_link_that_was_not_settled(
+    project: Many, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    for settled in (False, True):
+        cached = _cached(project, _ARGUMENTS).__enter__()
+        subprocess.run([project.linker, *cached.arguments], check=True)
+        if settled:
+            assert cached.settle()
+        assert cached.view is not None
+        os.close(cached.view._lock)  # As its end by SIGKILL leaves it.
+        said: list[str] = []
+        adopt_abandoned(str(project.cache), said.append)
+        assert bool(said) == settled
+        assert bool(project.entries()) == settled
+        assert cached._scan is not None
+        cached._scan.stop()
 
 
 def _paths(project: Many) -> dict[str, bool]:
@@ -162,9 +224,9 @@ def test_input_that_changes_beside_the_linker(
     if when.startswith("after"):
         while not scan.arrived():
             time.sleep(0.01)
+        assert scan.changed() is None
         os.utime(large, (5, 5))
-    assert scan.settle() == set()
-    assert scan.disturbed
+    assert scan.changed() == str(large)
 
 
 def test_process_beside_that_is_killed_costs_time_only(project: Many) -> None:
@@ -174,7 +236,7 @@ def test_process_beside_that_is_killed_costs_time_only(project: Many) -> None:
     scan.begin_beside(paths)
     os.kill(scan._helper, signal.SIGKILL)
     assert scan.settle() == {str(project.folder / "asm_in_function.o")}
-    assert not scan.disturbed
+    assert scan.changed() is None
 
 
 def test_process_beside_ends_with_the_link(project: Many) -> None:

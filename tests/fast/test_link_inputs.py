@@ -151,7 +151,7 @@ def test_two_processes_find_what_one_does(project: Project, monkeypatch: pytest.
     assert len(read) == 60  # The others were read by the other process.
     assert _looked_at(scan, paths) == wanted
     assert len(read) == 60
-    scan.save()
+    scan.save(paths)
     read.clear()
     assert _looked_at(Scan(str(project.folder / "two")), paths) == wanted
     assert read == []

@@ -41,6 +41,9 @@ _OWN_RESULTS = frozenset(
     )
 )
 
+#: What may go wrong with the cache, with its own files too: a link never fails because of them.
+CACHE_TROUBLE = (Uncacheable, MalformedObject, OSError, ValueError, TypeError, KeyError, IndexError)
+
 #: LLVM is not to prune a view: entries in it are links to klto's store, which is pruned as a whole.
 _POLICY = "prune_interval=8760h:prune_after=0s:cache_size=0%"
 
@@ -74,10 +77,13 @@ class CachedLink:
         self._may_be_whole, self._jobs = whole, jobs
         self._whole: Whole | None = None
         self._scan: Scan | None = None
-        #: Inputs are looked at beside the linker; it was given a module that it must not take from the cache; how
-        #: often arguments were made.
-        self._looking = self._wrong_inputs = False
+        #: Inputs are looked at beside the linker. How often arguments were made.
+        self._looking = False
         self._begun = 0
+        #: Modules that were found to include files while the linker ran.
+        self._including: set[str] = set()
+        #: By module: the files that its assembly includes, and a digest of them before the linker began.
+        self._included: dict[str, tuple[list[str], bytes]] = {}
         self._own_arguments = arguments
         self.salted = 0
         self._replaced: dict[str, str] = {}
@@ -87,16 +93,7 @@ class CachedLink:
             return self
         try:
             self._prepare()
-        except (
-            Uncacheable,
-            MalformedObject,
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-        ) as problem:
-            # Whatever is wrong with the cache's own files too: a link never fails because of them.
+        except CACHE_TROUBLE as problem:
             self._leave()
             note(f"{self._request.output} is linked without the cache: {problem}")
         return self
@@ -115,14 +112,29 @@ class CachedLink:
         return {copy: own for own, copy in self._replaced.items()}
 
     def _leave(self) -> None:
-        if self._scan is not None:
-            self._scan.stop()
         view, self.view = self.view, None
+        try:
+            if self._scan is not None:
+                self._scan.stop()
+                self._scan.save(self._files())
+            if view is not None and self._has_included_other_files():
+                view.drop_generated()
+        except CACHE_TROUBLE as problem:
+            note(f"the link cache could not keep what is known of the inputs: {problem}")
         if view is not None:
             try:
                 view.__exit__(None, None, None)
             except OSError as problem:
                 note(f"the link cache could not keep what was made: {problem}")
+
+    def _has_included_other_files(self) -> bool:
+        """Whether a file that assembly includes is not what it was before the linker began."""
+        return any(digest_of(names, name) != digest for name, (names, digest) in self._included.items())
+
+    def _files(self) -> dict[str, bool]:
+        """Every file that is read, to whether it is bitcode."""
+        bitcode = {module.path for module in self._inputs.modules}
+        return {path: path in bitcode for path in self._inputs.files or map(str, bitcode)}
 
     def _prepare(self) -> None:
         for folder in ("scans", "partitions", "views"):
@@ -141,12 +153,13 @@ class CachedLink:
         view = View(self._root, Partition(self._root, name), note)
         view.__enter__()
         self.view = view
+        if self._looking:
+            view.unsettle()
         self._arrange(view, scan)
 
     def _look(self, linkers: str, scan: Scan) -> None:
         """Look at the inputs; at most of a first link's beside the linker, when no link is known that equals it."""
-        bitcode = {module.path for module in self._inputs.modules}
-        files = {path: path in bitcode for path in self._inputs.files or ()}
+        files = self._files() if self._inputs.files is not None else {}
         self._looking = self._jobs > 1 and scan.worth_a_process(files)
         if self._looking and self._may_be_whole and Partition(self._root, LINKS).entries():
             self._looking = not self._as_whole(linkers, scan).possible()
@@ -175,7 +188,8 @@ class CachedLink:
         """What to call the linker with."""
         substitutes = self._substitutes(os.path.join(view.folder, f"inputs{self._begun}"), scan)
         self._begun += 1
-        scan.save()
+        if not self._looking:
+            scan.save(self._files())
         self._replaced = substitutes.of
         given = self._own_arguments
         if substitutes.of:
@@ -187,48 +201,75 @@ class CachedLink:
         ]
 
     def unsuitable(self) -> bool:
-        """Whether it is known by now that the linker was given a module that it must not take from the cache, or one
-        of which that cannot be told."""
+        """Whether it is known by now that the linker was given a module that it must not take from the cache."""
         try:
-            return self._unsuitable(wait=False)
-        except (Uncacheable, MalformedObject, OSError):
-            self._looking = True  # begin_again() will meet the same.
-            return True
+            if not self._looking or self._scan is None or not self._scan.arrived():
+                return False
+            if self._is_wrong():
+                return True
+            self._settled()
+        except CACHE_TROUBLE:
+            return True  # settle() will meet the same.
+        return False
 
-    def begin_again(self) -> bool:
-        """When the linker has ended: whether it must be called once more, with other ``arguments``.
+    @property
+    def unsettled(self) -> bool:
+        """Whether it is not known yet that the linker was given the right inputs: its output must not be used."""
+        return self._looking
 
-        :raises Uncacheable: when what a module includes cannot be told.
+    def settle(self) -> bool:
+        """When the linker has ended, wait until all of its inputs are known: whether they were what it should have been
+        given. Else it must be called once more: with other ``arguments``, which are ready then.
+
+        :raises Uncacheable: when it must be called without the cache; and others of ``CACHE_TROUBLE``.
         """
-        if not self._unsuitable(wait=True):
-            return False
-        assert self.view is not None
-        assert self._scan is not None
-        self._wrong_inputs = False
-        self._scan.forget_before()
-        self.view.drop_generated()
-        self._arrange(self.view, self._scan)
-        if self._whole is not None:
-            self._whole.know_contents()
-        return True
-
-    def _unsuitable(self, *, wait: bool) -> bool:
-        if self._looking and self._scan is not None and (wait or self._scan.arrived()):
+        if self._scan is None or self.view is None:
+            return True
+        wrong = self._looking and self._is_wrong()
+        changed = self._scan.changed()
+        if changed is not None:
+            raise Uncacheable(f"{changed} has changed while it was linked")
+        if wrong:
             self._looking = False
-            including = self._scan.settle()
-            self._wrong_inputs = self._scan.disturbed or any(
-                _is_cached(module) for module in self._inputs.modules if module.path in including
-            )
-        return self._wrong_inputs
+            self.view.drop_generated()
+            self._arrange(self.view, self._scan)
+            if self._whole is not None:
+                self._whole.know_contents()
+            self.view.settle()
+        elif self._looking:
+            self._settled()
+        return not wrong
+
+    def settle_if_known(self) -> None:
+        """When the linker has ended and its output is of no use: whether what it has generated is."""
+        if self._looking and self._scan is not None and self._scan.arrived():
+            try:
+                self.settle()
+            except CACHE_TROUBLE:
+                return  # It stays unsettled: nothing of it is kept.
+
+    def _settled(self) -> None:
+        """The linker was given what it should have been."""
+        assert self.view is not None
+        self._looking = False
+        if self._including:
+            self._whole = None  # What was included while the linker ran nobody can tell any more.
+        self.view.settle()
+
+    def _is_wrong(self) -> bool:
+        """Whether a module that the linker was given as it is includes a file, and is one that LLVM's cache takes."""
+        assert self._scan is not None
+        self._including |= self._scan.settle()
+        return any(_is_cached(module) for module in self._inputs.modules if module.path in self._including)
 
     def keep_whole(self) -> None:
         """The link is done and was right in every way: its output may be taken the next time."""
         if self._whole is not None:
             try:
-                if self._whole.key is None:
+                if self._whole.key is None and not self._has_included_other_files():
                     self._whole.know_contents()
                 self._whole.keep()
-            except (OSError, Uncacheable, MalformedObject) as problem:
+            except CACHE_TROUBLE as problem:
                 note(f"the link cache could not keep {self._request.output}: {problem}")
 
     def _substitutes(self, folder: str, scan: Scan) -> Substitutes:
@@ -241,10 +282,14 @@ class CachedLink:
                 continue  # The linker begins again if it includes anything.
             # A member of a full archive is read anew each time: it has no inode to remember it by.
             names = _names_in(module) if module.path is None else scan.look(module.path, bitcode=True).names
-            if not names or not _is_cached(module):
+            if not names:
+                continue
+            digest = digest_of(names, module.name)
+            self._included[module.name] = names, digest
+            if not _is_cached(module):
                 continue
             self.salted += 1
-            copy = _salted(bytes(module.data()), module.name, digest_of(names, module.name))
+            copy = _salted(bytes(module.data()), module.name, digest)
             if module.path == module.argument:
                 substitutes.module(module.argument, copy)
             else:

@@ -139,6 +139,24 @@ def _write_json(descriptor: int, value: object) -> None:
         json.dump(value, stream)
 
 
+#: In the memo, in place of an included file's name (no file has such a one): what it includes cannot be told.
+_UNTOLD = "\0"
+
+
+def _leave_with_parent() -> None:
+    """End when klto does, and hold none of make's pipes."""
+    import ctypes  # Late: for the other process alone.
+
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+#: include/uapi/linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+
+
 class Seen:
     """What is known of one input: a SHA-256 of its bytes, and the files its assembly includes. A value."""
 
@@ -167,8 +185,6 @@ class Scan:
         #: What the helper looks at beside the linker; every input as it was before the linker began.
         self._pending: dict[str, bool] = {}
         self._before: dict[str, list[object]] = {}
-        #: An input is another one than when :meth:`begin_beside` was called.
-        self.disturbed = False
         self._load()
 
     def _load(self) -> None:
@@ -203,7 +219,7 @@ class Scan:
     def begin_beside(self, paths: dict[str, bool]) -> None:
         """Have another process look at the inputs that are not known, but for small modules, while the linker runs.
 
-        :meth:`settle` says which of them include files; :attr:`disturbed` is set when one has changed meanwhile.
+        :meth:`settle` says which of them include files, :meth:`changed` which inputs are others than now.
         """
         self._before = {path: self._identity(os.stat(path)) for path in paths}
         self._pending = {
@@ -220,7 +236,12 @@ class Scan:
             self._results = results
             return
         try:
+            _leave_with_parent()
             self._look_at(paths)
+            young = {path: bitcode for path, bitcode in paths.items() if path not in self._now}
+            if young:
+                time.sleep(_TOO_YOUNG / 1e9)
+                self._look_at(young)
             _write_json(results, self._now)
         finally:
             os._exit(0)
@@ -237,8 +258,10 @@ class Scan:
         return path in self._pending
 
     def arrived(self) -> bool:
-        """Whether the other process has ended. Does not wait."""
-        return not self._helper or self._take(os.WNOHANG)
+        """Whether the other process has looked at everything. Neither waits nor reads an input."""
+        if self._helper and not self._take(os.WNOHANG):
+            return False
+        return all(self._before[path] == (self._known.get(path) or [])[:5] for path in self._pending)
 
     def settle(self) -> set[str]:
         """Wait for what :meth:`begin_beside` began; the inputs among it that include files.
@@ -254,9 +277,15 @@ class Scan:
         self._pending = {}
         return including
 
-    def forget_before(self) -> None:
-        """What the inputs were before does not count any more: the linker begins again."""
-        self._before, self.disturbed = {}, False
+    def changed(self) -> str | None:
+        """An input that is not what it was when :meth:`begin_beside` was called."""
+        for path, identity in self._before.items():
+            try:
+                if self._identity(os.stat(path)) != identity:
+                    return path
+            except OSError:
+                return path
+        return None
 
     def _take(self, options: int) -> bool:
         """Take in what the other process has found, if it has ended."""
@@ -268,9 +297,10 @@ class Scan:
         os.lseek(self._results, 0, os.SEEK_SET)
         with open(self._results, encoding="utf-8", errors="surrogateescape") as stream:
             try:
-                self._known.update(json.load(stream))
+                found = json.load(stream)
             except ValueError:
                 return True  # It was killed.
+        self._known.update(found)
         self._changed = True
         return True
 
@@ -304,28 +334,38 @@ class Scan:
         """
         status = os.stat(path)
         identity = self._identity(status)
-        if self._before.get(path, identity) != identity:
-            self.disturbed = True
         known = self._now.get(path) or self._known.get(path)
         if known is not None and known[:5] == identity:
             self._now[path] = known
-            return Seen(str(known[5]), [str(name) for name in known[6:]])
+            sha256, *names = map(str, known[5:])
+            if names[:1] == [_UNTOLD]:
+                raise Uncacheable(names[1])
+            return Seen(sha256, names)
         with open(path, "rb") as stream:
             data = stream.read()
-        names = included_names(data, path) if bitcode and may_include(data) else []
+        untold: Uncacheable | None = None
+        try:
+            names = included_names(data, path) if bitcode and may_include(data) else []
+        except Uncacheable as problem:
+            names, untold = [_UNTOLD, str(problem)], problem
         sha256 = hashlib.sha256(data).hexdigest()
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_YOUNG:
             self._now[path] = [*identity, sha256, *names]
             self._changed = True
+        if untold is not None:
+            raise untold
         return Seen(sha256, names)
 
-    def save(self) -> None:
-        """Keep what was found."""
-        if not self._changed and len(self._now) == len(self._known):
+    def save(self, inputs: Iterable[str]) -> None:
+        """Keep what is known of these inputs."""
+        found = self._known | self._now
+        kept = {path: found[path] for path in inputs if path in found}
+        if not self._changed and len(kept) == len(self._known):
             return
         import json
 
         aside = f"{self._memo}.{os.getpid()}"
         with open(aside, "w", encoding="utf-8", errors="surrogateescape") as stream:
-            json.dump(self._now, stream)
+            json.dump(kept, stream)
         os.replace(aside, self._memo)
+        self._changed = False

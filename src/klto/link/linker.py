@@ -26,6 +26,9 @@ _MARGIN = (0.02, 0.05)
 #: it should have been given other inputs.
 MEMORY, TIMEOUT, REFUSED, INPUTS = "memory", "timeout", "refused", "inputs"
 
+#: Seconds between TERM and KILL.
+_PATIENCE = 2.0
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -113,6 +116,7 @@ class Linker:
             actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 1))
         self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
         self._ended = Ended()
+        self._kill_at = 0.0
         self._forward_signals()
 
     def wait(self) -> Ended:
@@ -134,6 +138,8 @@ class Linker:
         pause = _LOOK if self._budget is None else _LOOK_AT_MEMORY
         while not poll.poll(pause * 1000):
             self._output.pump()
+            if ended.cause == INPUTS and time.monotonic() > self._kill_at:
+                os.kill(self.pid, signal.SIGKILL)
             if ended.cause or ended.stopped_by:
                 continue
             if self._budget is not None:
@@ -165,7 +171,10 @@ class Linker:
 
     def _end(self, cause: str) -> None:
         self._ended.cause = cause
-        os.kill(self.pid, signal.SIGKILL)
+        # With TERM it removes what it has half written (llvm/lib/Support/Unix/Signals.inc); there is time for that
+        # only where nothing is wrong with it.
+        os.kill(self.pid, signal.SIGTERM if cause == INPUTS else signal.SIGKILL)
+        self._kill_at = time.monotonic() + _PATIENCE
 
     def _forward_signals(self) -> None:
         """Pass TERM, INT and HUP on to the linker."""

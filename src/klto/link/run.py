@@ -10,13 +10,11 @@ import time
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
-from klto.link.cached import ENV_CACHE, ENV_WHOLE, CachedLink, note
-from klto.link.includes import Uncacheable
+from klto.link.cached import CACHE_TROUBLE, ENV_CACHE, ENV_WHOLE, CachedLink, note
 from klto.link.linker import INPUTS, REFUSED, TIMEOUT, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
-from klto.objects.errors import MalformedObject
 from klto.units import size as human
 
 TYPE_CHECKING = False
@@ -171,9 +169,15 @@ def _run_cached(link: Link) -> int | None:
             if cached.view is None:
                 return None
             ended, failed = _attempts(link, cached)
-            if ended.returncode == 0 and not ended.said and stopped_by() is None:
+            signal_number = stopped_by()
+            if signal_number is not None and (cached.unsettled or ended.cause == INPUTS):
+                return -signal_number
+            if ended.returncode == 0 and not ended.said and signal_number is None:
                 cached.keep_whole()
-    except (OSError, Uncacheable, MalformedObject) as problem:
+    except CACHE_TROUBLE as problem:
+        signal_number = stopped_by()
+        if signal_number is not None:
+            return -signal_number
         note(f"{link.request.output} is linked again without the cache: {problem}")
         return None
     if ended.returncode == 0 or ended.cause == REFUSED or stopped_by() is not None:
@@ -200,7 +204,7 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
         tasks = tasks_in(view, link.inputs, link.request, f"remarks-{link.attempts}")
         options = tasks.options if tasks else []
         ended = _attempt(link, [link.linker, *cached.arguments, *options], cached, tasks)
-        if _was_given_wrong_inputs(link, ended, cached, tasks):
+        if _must_begin_again(link, ended, cached, tasks):
             continue
         suspects = _judge(link, view, ended, tasks)
         further = sum(1 for _ in view.generated()) > before
@@ -214,16 +218,20 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
             note(f"{link.request.output}: {_reached(ended)}; goes on with the modules that are left")
 
 
-def _was_given_wrong_inputs(link: Link, ended: Ended, cached: CachedLink, tasks: Tasks | None) -> bool:
-    """Whether the linker must begin again because of what was found out about its inputs while it ran.
+def _must_begin_again(link: Link, ended: Ended, cached: CachedLink, tasks: Tasks | None) -> bool:
+    """Whether the linker must be called once more because of what was found out about its inputs while it ran.
 
-    :raises Uncacheable: when it must, and without the cache.
+    :raises Uncacheable: when it must, and without the cache; and others of ``CACHE_TROUBLE``.
     """
-    if stopped_by() is not None or ended.cause == REFUSED:
+    own = ended.returncode != 0 and ended.cause != INPUTS and not ended.out_of_memory
+    if own or stopped_by() is not None:
+        # It has failed on its own merits, or nobody waits for it.
+        cached.settle_if_known()
         return False
     again = True
     try:
-        again = cached.begin_again()
+        again = not cached.settle() or ended.cause == INPUTS
+        again = again and stopped_by() is None
     finally:
         if again:
             link.restarts += 1

@@ -12,6 +12,7 @@ Layout below the cache's root::
     views/<name>.owner                    locked while the link lives; its partition and the machine's boot
     views/<name>/objects/llvmcache-<key>  what LLVM sees
     views/<name>/stderr                   what the linker says, by which a killed link's errors are known
+    views/<name>/unsettled                as long as it is not known whether the linker was given the right inputs
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ LINKS = "links"
 
 #: Behind a view's name: the file that says whose it is.
 _OWNER = ".owner"
+
+#: In a view: it is not known yet whether the linker was given the right inputs.
+_UNSETTLED = "unsettled"
 
 #: Entries that one link is offered, those used last first. A kernel has a thousand to twenty thousand modules.
 MOST_OFFERED = 20_000
@@ -174,6 +178,8 @@ class View:
         self.offered: dict[str, Entry] = {}
         #: Paths of new objects that are not to be kept: LLVM stores a module although its assembly had errors.
         self.wrong: set[str] = set()
+        #: Nothing that is added may be kept as it stands now.
+        self.unsettled = False
         #: Somebody has looked at what the linker said, and ``wrong`` is all that must go.
         self.judged = False
         self._lock = -1
@@ -216,6 +222,17 @@ class View:
             os.unlink(path)
         self.wrong.clear()
 
+    def unsettle(self) -> None:
+        """What is added from now on is kept only if :meth:`settle` is called; a killed link's is not."""
+        self.unsettled = True
+        with open(os.path.join(self.folder, _UNSETTLED), "w"):
+            pass
+
+    def settle(self) -> None:
+        """What was added may be kept."""
+        self.unsettled = False
+        os.unlink(os.path.join(self.folder, _UNSETTLED))
+
     def drop_generated(self) -> None:
         """Remove what this link has added so far."""
         for key in list(self.generated()):
@@ -234,7 +251,7 @@ class View:
     def __exit__(self, *exc: object) -> None:
         try:
             self.drop_wrong()
-            if not self.judged and is_tainted(self.folder):
+            if self.unsettled or (not self.judged and is_tainted(self.folder)):
                 return
             if _take_over(self._partition, self.objects):
                 _keep_within(self._root, DEFAULT_LIMIT)
@@ -283,7 +300,8 @@ def adopt_abandoned(root: str, note: Callable[[str], None]) -> None:
                 continue
             partition, boot = owner
             try:
-                if boot == boot_id() and partition.isalnum() and not is_tainted(folder):
+                unsettled = os.path.lexists(os.path.join(folder, _UNSETTLED))
+                if boot == boot_id() and partition.isalnum() and not unsettled and not is_tainted(folder):
                     count = _take_over(Partition(root, partition), os.path.join(folder, "objects"))
                     if count:
                         note(f"{count} modules that a killed link had finished are used again")

@@ -92,8 +92,8 @@ class Whole:
         return True
 
     def know_contents(self) -> None:
-        """Ask for the contents of the inputs as they are now, before the linker reads them or (when the scan has seen
-        that they are what they were before) after it.
+        """Ask for the contents of the inputs as they are now: before the linker reads them, or after it when all are
+        known to be what they were.
 
         :raises Uncacheable: when what a module includes cannot be told.
         """
@@ -108,8 +108,6 @@ class Whole:
         if self.key is None or os.path.getsize(self._output) > LIMIT // 4:
             return
         if (_command_key(*self._of) or "") + _contents_key(self._inputs, self._scan) != self.key:
-            return
-        if self._scan.disturbed:
             return
         aside = os.path.join(self._partition.folder, f"index.new-{os.getpid()}")
         with self._partition.locked():
