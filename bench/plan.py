@@ -161,6 +161,10 @@ def calibrate(builds: list[Path]) -> None:
         for share, jobs in THIN_PARTS if lto_of(build / ".config") == "thin" else FULL_PARTS:
             links.append(measure(build, share, jobs, reference))
             print_link(links[-1])
+    if any(m.subject.patchable for m in links):
+        sys.exit(
+            "functions are patchable in one of these builds: their ordering would be taken for code generation"
+        )
     by_mode = {mode: [m for m in links if m.mode == mode and m.jobs] for mode in ("thin", "full")}
     cached = [m for m in links if not m.jobs]
     versions = sorted({_version(m) for m in links if m.objtool_peak is not None})
@@ -185,7 +189,7 @@ def calibrate(builds: list[Path]) -> None:
         cpu_per_instruction=cpu,
         serial_per_instruction=statistics.median(_cpu(m) for m in cached),
         link_order_per_pair=link_order_per_pair(links[0].reference),
-        functions_left={k: statistics.median(m.left for m in of) for k, of in by_mode.items()},
+        functions_left={k: max(of, key=lambda m: m.bitcode).left for k, of in by_mode.items()},
         instructions_per_byte=statistics.fmean((m.subject.instructions or 0) / m.bitcode for m in links),
         memory_error={k: max(abs(_expected(model, m) / m.peak - 1) for m in of) for k, of in by_mode.items()},
         cpu_error={k: max(abs(cpu[k] / _cpu(m) - 1) for m in of) for k, of in by_mode.items()},

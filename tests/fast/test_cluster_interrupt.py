@@ -44,6 +44,28 @@ except KeyboardInterrupt:
 """
 
 
+def test_interrupt_just_before_what_takes_long() -> None:
+    """The cancellation waits in the event loop, which is not returned to."""
+    program = PROGRAM.replace(
+        'if sys.argv[1] == "loop":', "os.kill(os.getpid(), signal.SIGINT)\n        if False:"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import os, signal\n{program}", "backend"],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_certificate_that_is_none(klto: Klto, tmp_path: Path) -> None:
+    make_certificates(tmp_path / "certs", 1)
+    (tmp_path / "certs/client.pem").write_text("x\n")
+    certs = {"KLTO_CLUSTER_CERTS": str(tmp_path / "certs")}
+    done = klto("cluster", "status", "tls://127.0.0.1:1", env=certs)
+    assert done.status == 2
+    assert "Traceback" not in done.err
+    assert done.err.startswith("klto: tls://127.0.0.1:1 and this machine do not trust each other")
+
+
 @pytest.mark.parametrize("said", [b"\0" * 400, b""])
 def test_address_that_does_not_speak_tls(klto: Klto, tmp_path: Path, said: bytes) -> None:
     """A scheduler of plain TCP speaks first, sometimes before TLS begins."""

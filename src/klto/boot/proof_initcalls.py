@@ -9,9 +9,11 @@ from pathlib import Path
 
 from klto.boot.proofs import Finding, Heard, NotApplicable, Step
 from klto.boot.subject import Subject
+from klto.errors import UsageError
 from klto.kernel.initcall_tables import calls_in_log, log_differences
-from klto.kernel.initcalls import Initcall, NoInitcalls, in_run_order, read_initcalls
+from klto.kernel.initcalls import Initcall, in_run_order, read_initcalls
 from klto.link.saved import link_inputs
+from klto.objects.errors import MalformedObject
 
 #: Longest calls that are shown.
 _SHOWN = 10
@@ -57,8 +59,8 @@ def linked_initcalls(build_dir: Path) -> list[Initcall]:
         if library.name != "vmlinux.a" and library.is_file():
             try:
                 calls = read_initcalls([str(library)])
-            except NoInitcalls:
-                continue
+            except (UsageError, MalformedObject):
+                continue  # None in it, or none that can be told: the order on the console shows what is missing.
             found += [call for call in calls if f" {call.symbol}\n" in symbols]
     return found
 

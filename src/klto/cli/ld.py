@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
             os.environ[ENV_CLUSTER] = check_cluster(value).text
         else:
-            os.environ[ENV_CACHE] = os.path.abspath(value) if value else ""
+            os.environ[ENV_CACHE] = os.path.abspath(os.path.expanduser(value)) if value else ""
     os.environ.setdefault(ENV_CACHE, str(default_cache_dir()))
     os.environ.setdefault(ENV_WHOLE, "1")
     os.environ.setdefault("KLTO_JOBS", str(default_jobs()))
@@ -53,6 +53,6 @@ def _own_option(arguments: list[str]) -> tuple[str, str] | None:
     arguments.pop(0)
     if not equals and arguments:
         value = arguments.pop(0)
-    if not value:
+    if not value or value.startswith("-"):
         raise UsageError(f"klto ld: {name} without a value", f"{name}=...")
     return name, value

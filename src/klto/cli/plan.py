@@ -187,8 +187,10 @@ def _notes(options: dict[str, str], plan: MachinePlan) -> Iterator[str]:
     if patchable:
         own = duration(plan.estimates[0].ordering)
         yield f"{patchable:,} patchable functions: {own} of a link, in one thread; with the square of their number"
-    elif options.get("CALL_PADDING") == "y":
-        yield "CONFIG_CALL_PADDING: ld.lld's own part grows with the square of the functions: not in the estimate"
+    for option in ("CALL_PADDING", "DYNAMIC_FTRACE_WITH_ARGS"):  # x86 and arm64: -fpatchable-function-entry.
+        padded = option == "CALL_PADDING" or "ARM64" in options
+        if not patchable and padded and options.get(option) == "y":
+            yield f"CONFIG_{option}: ld.lld's own part grows with the square of the functions: not in the estimate"
     if options.get("DEBUG_INFO") == "y":
         yield "CONFIG_DEBUG_INFO: calibrated without; the link can take twice the time"
         if options.get("X86_64") == "y" and all(e.finish is None for e in plan.estimates):

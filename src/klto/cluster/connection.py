@@ -79,7 +79,18 @@ def raising_interrupts() -> Iterator[None]:
             raise KeyboardInterrupt
 
     with _handled_by(on_signal):
+        if _interrupted:
+            raise KeyboardInterrupt  # It has come already; the event loop would hear of it much later.
         yield
+
+
+def check_interrupted() -> None:
+    """Inside :func:`run_async`, where it goes round: Python 3.11's ``asyncio.wait_for`` may lose a cancellation.
+
+    :raises asyncio.CancelledError: when there was a signal.
+    """
+    if _interrupted:
+        raise asyncio.CancelledError
 
 
 def _first_interrupt() -> bool:
@@ -130,14 +141,18 @@ async def connected(address: Address) -> AsyncIterator[Client]:
     :raises UsageError: when it and this machine do not trust each other.
     """
     security = security_for(address, "client")
-    client = Client(
-        address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
-    )
+    client = None
     try:
+        client = Client(
+            address.text, security=security, asynchronous=True, timeout=_CONNECT, set_as_default=False
+        )
         await client
     except ValueError as error:
         # Tornado's, when something came before TLS could begin.
-        await _close(client)
+        if client is not None:
+            await _close(client)
+        if not address.tls:
+            raise Unreachable(f"no scheduler at {address.text} ({reason_of(error)})") from error
         raise UsageError(
             f"{address.text} and this machine do not trust each other: that is not TLS",
             "is it a scheduler of plain TCP? klto cluster scheduler tls://HOST:PORT starts one with TLS",

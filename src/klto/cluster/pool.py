@@ -20,7 +20,14 @@ from distributed import Client
 
 from klto.cluster import remote
 from klto.cluster.backend import check_object
-from klto.cluster.connection import Unreachable, connected, raising_interrupts, reason_of, run_async
+from klto.cluster.connection import (
+    Unreachable,
+    check_interrupted,
+    connected,
+    raising_interrupts,
+    reason_of,
+    run_async,
+)
 from klto.cluster.local import LocalRunner
 from klto.cluster.remote import MEMORY, Answer
 from klto.cluster.times import expected_of
@@ -137,6 +144,7 @@ class ClusterRunner:
         alone_since = time.monotonic()
         looked = 0.0
         while self._open or not self._jobs.ended:
+            check_interrupted()
             self._wake.clear()
             for job in self._jobs.take():
                 self._open[id(job)] = job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,7 @@ def minimise_options(
 
         search = Search(space, oracle, memory, save, watch, stop, at_once=at_once, limit=limit)
         everything = frozenset(range(space.count))
-        _check_ends(search, everything, question)
+        _check_ends(search, everything, question, space.prompts)
         found = search.minimise()
         return OptionsResult(
             tuple(space.changes[number] for number in sorted(found)),
@@ -123,12 +123,16 @@ def minimise_options(
 
 
 def _check_ends(
-    search: Search[OptionsOutcome], everything: frozenset[int], question: OptionsQuestion
+    search: Search[OptionsOutcome],
+    everything: frozenset[int],
+    question: OptionsQuestion,
+    prompts: Container[str],
 ) -> None:
     bad = search.judge(everything)
     if bad.verdict is not Verdict.FAILS:
         asked = check_config(question.bad)
-        other = options_that_differ(asked, search.space.become(everything).config)
+        judged = search.space.become(everything).config
+        other = [name for name in options_that_differ(asked, judged) if name in prompts]
         raise UsageError(
             f"{question.bad} does not fail as it should: {bad.verdict.value} ({bad.evidence})",
             f"what was judged differs from it in {', '.join(other[:_SHOWN])}: are they held otherwise (-K)?"
@@ -160,7 +164,7 @@ def _space(question: OptionsQuestion) -> Iterator[OptionsSpace]:
         changes += defaults_turned_off(good, bad, changes, prompts, question.held, settler)
         if not changes:
             raise UsageError(f"{question.bad} and {question.good} do not differ in options that can be set")
-        yield OptionsSpace(good, changes, question.held, settler)
+        yield OptionsSpace(good, changes, question.held, settler, prompts)
     kconfig.cleanup()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from klto.kernel.kconfig_requests import Requests
@@ -102,12 +102,12 @@ def defaults_turned_off(
 
     ``CONFIG_CRYPTO_MANAGER_DISABLE_TESTS`` is such a one: without it all changes together do not make the bad one.
     """
-    after, fixed = values_of(bad), {request.name for request in held}
+    after, known = values_of(bad), {request.name for request in held} | values_of(good).keys()
     found: list[Change] = []
     while True:
         space = OptionsSpace(good, [*changes, *found], held, settler)
         got = values_of(space.become(frozenset(range(space.count))).config)
-        asked = {change.name for change in space.changes} | fixed
+        asked = {change.name for change in space.changes} | known
         more = [
             Change(name, DEFAULT, "n")
             for name, value in after.items()
@@ -119,9 +119,20 @@ def defaults_turned_off(
 
 
 class OptionsSpace:
-    """Subsets of the changes: those are made to the good configuration."""
+    """Subsets of the changes: those are made to the good configuration.
 
-    def __init__(self, good: bytes, changes: Sequence[Change], held: Requests, settler: Settler) -> None:
+    :ivar prompts: the options that can be set.
+    """
+
+    def __init__(
+        self,
+        good: bytes,
+        changes: Sequence[Change],
+        held: Requests,
+        settler: Settler,
+        prompts: Container[str] = (),
+    ) -> None:
+        self.prompts = prompts
         self._good = values_of(good)
         self.changes = changes
         self._held = held
