@@ -41,7 +41,9 @@ def main() -> None:
     shutil.rmtree(caches, ignore_errors=True)
     caches.mkdir(parents=True)
     at = words.index("-o") + 1
-    environment = {**os.environ, "KLTO_JOBS": str(jobs), "KLTO_WHOLE_LINKS": "1"}
+    # What the linker is, a build remembers for the machine and not in the cache.
+    linkers = str(caches / "linkers.json")
+    environment = {**os.environ, "KLTO_JOBS": str(jobs), "KLTO_WHOLE_LINKS": "1", "KLTO_LINKERS": linkers}
     variants = iter(_variants(build, 2 * PAIRS + 2))
 
     def klto(env: dict[str, str] = environment) -> None:

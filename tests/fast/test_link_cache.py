@@ -301,6 +301,24 @@ def test_damaged_memos_cost_time_only(project: Project, name: str) -> None:
     project.expect(0)
 
 
+@pytest.mark.parametrize("entry", [3, ["digest"], [3, {}], ["digest", []]])
+def test_memo_of_linkers_with_something_else_in_it(project: Project, entry: object) -> None:
+    project.expect(5)
+    memo = project.cache / "linkers.json"
+    memo.write_text(json.dumps(dict.fromkeys(json.loads(memo.read_text()), entry)))
+    assert project.expect(0) == ""
+
+
+def test_linkers_are_remembered_where_it_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = project.folder / "linkers"
+    monkeypatch.setenv("KLTO_LINKERS", str(place))
+    project.expect(5)
+    assert str(project.linker.resolve()) in place.read_text()
+    assert not (project.cache / "linkers.json").exists()
+    monkeypatch.setenv("KLTO_LINKERS", str(project.folder / "none/linkers"))
+    assert project.expect(0) == ""
+
+
 def test_read_only_cache(project: Project) -> None:
     """A file where the folder should be stands for a cache that cannot be written, for root too."""
     project.cache.write_text("")

@@ -109,6 +109,11 @@ def measured_file() -> Path:
     return user_cache_dir() / "measured.jsonl"
 
 
+def linkers_file() -> Path:
+    """Where digests of this machine's linkers are remembered."""
+    return user_cache_dir() / "linkers.json"
+
+
 def make_plan(request: BuildRequest) -> Plan:
     """Check everything that can be checked before the first file is written.
 

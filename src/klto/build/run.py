@@ -19,7 +19,7 @@ from klto.build.first_record import first_record
 from klto.build.folder import Folder, Learnt
 from klto.build.make import VMLINUX_O, MakeResult, MakeRun
 from klto.build.overrides import NO_LTO, REJOIN, Overrides, compiler_shim, parse_no_lto
-from klto.build.plan import Plan, measured_file
+from klto.build.plan import Plan, linkers_file, measured_file
 from klto.build.targets import IMAGES, is_whole, makes_modules, targets_of
 from klto.build.verify import artifacts, compare_initcalls, verify_build
 from klto.check.finding import Level
@@ -43,7 +43,7 @@ from klto.kernel.jobserver import Jobserver
 from klto.kernel.kconfig import configure, lto_of, lto_requests, read_config, verify
 from klto.kernel.leftovers import find_leftovers
 from klto.link.blame import ENV_REPRODUCERS
-from klto.link.cached import ENV_CACHE, ENV_WHOLE
+from klto.link.cached import ENV_CACHE, ENV_LINKERS, ENV_WHOLE
 from klto.link.journal import ENV_JOURNAL
 from klto.link.memory import ENV_MEASURED, ENV_MEMORY, estimate_finish, kernel_key, remember_finish
 from klto.link.run import ENV_CLUSTER, ENV_KEEP_NAMES, ENV_MODULE_TIMEOUT, ENV_TIME_TRACE, TIME_TRACE
@@ -309,6 +309,7 @@ class _Run:
                 ENV_TIME_TRACE: str(folder.path / TIME_TRACE) if plan.request.time_trace else "",
                 ENV_MEMORY: str(plan.request.memory or ""),
                 ENV_MEASURED: str(measured_file()),
+                ENV_LINKERS: str(linkers_file()),
                 ENV_MODULE_TIMEOUT: str(plan.request.module_timeout),
                 ENV_REPRODUCERS: str(folder.reproducers),
                 ENV_KEEP_NAMES: "1" if plan.keep_names else "",

@@ -15,9 +15,9 @@ def run(args: argparse.Namespace) -> int:
     import os
     import shutil
 
-    from klto.build.plan import default_cache_dir
+    from klto.build.plan import default_cache_dir, linkers_file
     from klto.errors import UsageError
-    from klto.link.cached import ENV_CACHE, ENV_WHOLE
+    from klto.link.cached import ENV_CACHE, ENV_LINKERS, ENV_WHOLE
     from klto.link.entry import main
     from klto.link.run import ENV_CLUSTER
     from klto.machine import default_jobs
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             os.environ[ENV_CACHE] = os.path.abspath(os.path.expanduser(value)) if value else ""
     os.environ.setdefault(ENV_CACHE, str(default_cache_dir()))
+    os.environ.setdefault(ENV_LINKERS, str(linkers_file()))
     os.environ.setdefault(ENV_WHOLE, "1")
     os.environ.setdefault("KLTO_JOBS", str(default_jobs()))
     return main([linker, *arguments])

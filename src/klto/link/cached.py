@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: The environment variable that names the cache's root; empty or absent: no cache.
 ENV_CACHE = "KLTO_CACHE"
 
+#: The environment variable that names the file which remembers digests of linkers; empty or absent: one in the cache.
+ENV_LINKERS = "KLTO_LINKERS"
+
 #: lld's options for LLVM's own cache (lld/ELF/Options.td): whoever gives them has made other arrangements.
 _OWN_CACHE = ("thinlto-cache-dir", "plugin-opt=cache-dir")
 
@@ -143,7 +146,7 @@ class CachedLink:
         library = next((word for word in request.words if _is_library(word)), None)
         if library is not None:
             raise Uncacheable(f"which files {library} brings is for the linker to know")
-        linkers = os.path.join(self._root, "linkers.json")
+        linkers = os.environ.get(ENV_LINKERS) or os.path.join(self._root, "linkers.json")
         place = hashlib.sha256(f"{os.getcwd()}\0{request.output}".encode("utf-8", "surrogateescape"))
         self._scan = scan = Scan(os.path.join(self._root, "scans", place.hexdigest()))
         self._look(linkers, scan)

@@ -98,9 +98,12 @@ def linker_digest(linker: str, memo: str) -> str:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     known[name] = (digest.hexdigest(), identities)
     aside = f"{memo}.{os.getpid()}"
-    with open(aside, "w", encoding="utf-8") as out:
-        json.dump(known, out)
-    os.replace(aside, memo)
+    try:
+        with open(aside, "w", encoding="utf-8") as out:
+            json.dump(known, out)
+        os.replace(aside, memo)
+    except OSError:
+        return digest.hexdigest()  # It is made again the next time.
     return digest.hexdigest()
 
 
@@ -111,7 +114,12 @@ def _read_memo(memo: str) -> dict[str, tuple[str, dict[str, list[int] | None]]]:
             known = json.load(stream)
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    entries = known.items() if isinstance(known, dict) else ()
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in entries
+        if isinstance(entry, list) and [type(part) for part in entry] == [str, dict]
+    }
 
 
 def _identity(file: str) -> list[int] | None:
