@@ -13,11 +13,13 @@ import shlex
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from klto.errors import KltoError, UsageError
@@ -244,6 +246,7 @@ def started(
     :raises UsageError: when the program cannot be started.
     """
     args = tuple(os.fspath(a) for a in argv)
+    later = _Later()
     try:
         popen = subprocess.Popen(
             args,
@@ -256,13 +259,18 @@ def started(
             process_group=0,
             preexec_fn=_die_with_parent(),
         )
-    except FileNotFoundError as error:
-        raise UsageError(f"cannot start {args[0]}: no such program") from error
     except OSError as error:
-        raise UsageError(f"cannot start {args[0]}: {error.strerror}") from error
+        later.now()
+        why = "no such program" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UsageError(f"cannot start {args[0]}: {why}") from error
+    except BaseException:
+        later.now()
+        raise
     child = Child(args, popen)
-    guard = _guard(child.pid) if guarded else None
+    guard = None
     try:
+        later.now()
+        guard = _guard(child.pid) if guarded else None
         yield child
     finally:
         with _signals_held():
@@ -288,11 +296,40 @@ def _guard(pgid: int) -> subprocess.Popen[bytes]:
     )
 
 
+#: What ends klto.
+_ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+
+class _Later:
+    """Handlers of signals run when :meth:`now` is called and not before.
+
+    While a child is started their exception would be lost in what Python runs around a fork (os.register_at_fork), or
+    leave a child behind that nobody knows of. Not by a signal mask: another thread would take the signal.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, lambda number, frame: self._came.append(number))
+
+    def now(self) -> None:
+        """Put the handlers back, and run those whose signals have come."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        came, self._came = self._came, []
+        for number in came:
+            self._handlers[number](number, None)
+
+
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Ctrl-C and TERM wait until the block has ended: a second Ctrl-C must not leave children behind."""
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:

@@ -66,4 +66,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == InterruptedRun.exit_status:
+        # All that was begun has ended. An exception may have come in the middle of anything, even of what Python's own
+        # libraries would do at exit (logging's locks).
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
