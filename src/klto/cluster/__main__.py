@@ -12,6 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+#: What ends a link.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# While Python imports, which takes half a second, nothing has begun that would have to be ended.
+_HEARD = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+for _number in _HEARD:
+    signal.signal(_number, lambda number, frame: os._exit(130))
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import msgspec
@@ -37,7 +45,7 @@ def _on_term(signum: int, frame: FrameType | None) -> NoReturn:
 
 def main(argv: list[str]) -> int:
     """Link; the exit status for make."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _HEARD:
         signal.signal(number, _on_term)
     account, jobs, linker, *arguments = argv
     os.environ[ENV_JOBS] = jobs
