@@ -111,6 +111,25 @@ def test_signals_wait_while_children_are_stopped() -> None:
     assert _sleepers("987651") == []
 
 
+def test_signal_that_comes_while_a_child_is_started() -> None:
+    """Python ignores exceptions in what it runs around a fork, where this signal comes."""
+    script = (
+        "import os, signal\n"
+        "from klto import process\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "try:\n"
+        "    with process.started(['sleep', '987653']) as child:\n"
+        "        print('not heard')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("heard\n", "")
+    assert _sleepers("987653") == []
+
+
 def _sleepers(argument: str) -> list[int]:
     """Living ``sleep argument`` processes."""
     found = []
