@@ -156,7 +156,10 @@ def test_a_boots_log_is_held_against_the_objects() -> None:
     log = "\r\n".join(
         [
             "Linux version",
-            *lines,
+            *lines[:2],
+            "[    0.2] pci 0000:00:00.0: calling  quirk_mmio_always_on+0x0/0x10 @ 1",
+            "<6>[    0.2][    T1] " + lines[2].partition("] ")[2],
+            *lines[3:],
             "initcall x+0x0/0x8 returned 0 after 0 usecs",
             "calling  init_module+0x0/0x1 [m] @ 9",
         ]

@@ -27,7 +27,11 @@ _TABLES = (("__con_initcall_start", "__con_initcall_end"), ("__initcall_start", 
 _DISTANCE, _POINTER = 4, 8
 #: init/main.c, trace_initcall_start_cb (6.1 and 6.12): what ``initcall_debug`` prints before each call. The
 #: consoles' initcalls are not announced (kernel/printk/printk.c, console_init).
-_CALLING = re.compile(r"calling  (\S+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])? @ \d+")
+#: At a line's begin, behind time and caller at most: PCI's fixups are traced in the same words behind their device's
+#: name (drivers/pci/quirks.c, fixup_debug_start).
+_CALLING = re.compile(
+    r"^(?:<\d+>)?(?:\[[^\]\n]*\] ?)*calling  (\S+)\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])? @ \d+", re.M
+)
 
 
 @dataclass(frozen=True)
