@@ -246,7 +246,7 @@ def started(
     :raises UsageError: when the program cannot be started.
     """
     args = tuple(os.fspath(a) for a in argv)
-    later = _Later()
+    later = SignalsLater()
     try:
         popen = subprocess.Popen(
             args,
@@ -300,7 +300,7 @@ def _guard(pgid: int) -> subprocess.Popen[bytes]:
 _ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
-class _Later:
+class SignalsLater:
     """Handlers of signals run when :meth:`now` is called and not before.
 
     While a child is started their exception would be lost in what Python runs around a fork (os.register_at_fork), or

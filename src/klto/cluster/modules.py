@@ -23,7 +23,7 @@ from klto.files import write_whole
 from klto.link.includes import Uncacheable, included_names, may_include
 from klto.machine import usable_cpus
 from klto.objects.errors import MalformedObject
-from klto.process import die_with_parent
+from klto.process import SignalsLater, die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +199,11 @@ class Helpers:
     def submit(self, work: Callable[[W], R], on: W) -> Future[R]:
         """Have something done by a helper, or at once when there are none."""
         if self._pool is not None:
-            return self._pool.submit(work, on)
+            later = SignalsLater()  # The first one forks.
+            try:
+                return self._pool.submit(work, on)
+            finally:
+                later.now()
         future: Future[R] = Future()
         try:
             future.set_result(work(on))
