@@ -20,11 +20,11 @@ from bench.pairs import first_line
 from klto import process
 from klto.files import user_cache_dir
 from klto.kernel.kconfig import lto_of, read_config
+from klto.kernel.saved_link import link_inputs, saved_link
 from klto.link.imports import link_options
 from klto.link.memory import kernel_key
 from klto.link.memory_model import CALIBRATION, MemoryModel
 from klto.link.reference import measure_reference
-from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
 from klto.objects.elf import Elf
 from klto.objects.source import read_whole

@@ -297,7 +297,7 @@ def _guard(pgid: int) -> subprocess.Popen[bytes]:
 
 
 #: What ends klto.
-_ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+ENDING_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 class SignalsLater:
@@ -311,7 +311,7 @@ class SignalsLater:
         self._came: list[int] = []
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
+            for number in ENDING_SIGNALS:
                 handler = signal.getsignal(number)
                 if callable(handler):
                     self._handlers[number] = handler
@@ -329,7 +329,7 @@ class SignalsLater:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Ctrl-C and TERM wait until the block has ended: a second Ctrl-C must not leave children behind."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     try:
         yield
     finally:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from klto.kernel.saved_link import link_inputs, saved_link
 from klto.link.imports import link_options, read_imports
-from klto.link.saved import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
 from klto.report.image import Image
 from tests.browser import opened_browser

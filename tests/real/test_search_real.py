@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -179,7 +180,8 @@ def test_a_seed_from_start_to_explained_and_minimised(
     )  # fmt: skip
     done = run_klto(*arguments)
     assert done.status == 0
-    assert "2 of 65 options matter" in done.err
+    # How many differ is Kconfig's random choice, and what of it klto counts as an item.
+    assert re.search(r"\b2 of \d\d+ options matter", done.err), done.err
     with sqlite3.connect(folder / "hunt.sqlite") as database:
         assert database.execute("select seed, outcome from runs").fetchall() == [(1, "failed")]
         ((state,),) = database.execute("select state from findings").fetchall()

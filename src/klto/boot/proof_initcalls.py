@@ -12,7 +12,7 @@ from klto.boot.subject import Subject
 from klto.errors import UsageError
 from klto.kernel.initcall_tables import calls_in_log, log_differences
 from klto.kernel.initcalls import Initcall, in_run_order, read_initcalls
-from klto.link.saved import link_inputs
+from klto.kernel.saved_link import link_inputs
 from klto.objects.errors import MalformedObject
 
 #: Longest calls that are shown.

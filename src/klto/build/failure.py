@@ -9,6 +9,7 @@ from klto.build.make import MakeResult
 from klto.errors import BuildError
 from klto.events import LinkFinished, LinkStarted
 from klto.kernel.kbuild import MakeFailure, find_failures
+from klto.link.linker import MEMORY, TIMEOUT
 from klto.process import describe_status, quote
 from klto.report.explanations import short
 from klto.units import size
@@ -78,10 +79,10 @@ def _was_killed(failure: MakeFailure) -> bool:
 
 
 def _killed_link(begun: LinkStarted, ended: LinkFinished) -> tuple[str, str]:
-    if ended.cause == "timeout":
+    if ended.cause == TIMEOUT:
         message = f"the LTO link of {begun.output} got nowhere until --module-timeout, and was ended"
         return message, "give it more time (--module-timeout S), or look at its output in the log"
-    if ended.cause == "memory":
+    if ended.cause == MEMORY:
         message = (
             f"the LTO link of {begun.output} does not fit into --memory: it was at {size(ended.peak_bytes)}"
         )

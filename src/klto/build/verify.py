@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from klto.kernel.initcalls import NoInitcalls, in_run_order, read_initcalls
-from klto.link.saved import link_inputs
+from klto.kernel.saved_link import link_inputs
 from klto.objects.archive import Member, leaves, read_archive
 from klto.objects.elf_header import Header
 from klto.objects.elf_sections import section_names

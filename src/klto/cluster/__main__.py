@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-#: What ends a link.
+#: process.ENDING_SIGNALS, which is not imported yet.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # While Python imports, which takes half a second, nothing has begun that would have to be ended.

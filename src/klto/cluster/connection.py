@@ -15,6 +15,7 @@ from distributed.security import Security
 
 from klto.cluster.address import certificates
 from klto.errors import UsageError
+from klto.process import ENDING_SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -29,8 +30,6 @@ _T = TypeVar("_T")
 _interrupted = False
 #: Seconds to reach the scheduler; to take leave of it.
 _CONNECT, _LEAVE = 10.0, 5.0
-#: What interrupts a link or a question.
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_async(main: Coroutine[Any, Any, _T]) -> _T:
@@ -106,7 +105,7 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Signals are none of this thread's business.
         return
-    before = {number: signal.getsignal(number) for number in _INTERRUPTS}
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     for number, former in before.items():
         if former is not signal.SIG_IGN:  # nohup
             signal.signal(number, handler)

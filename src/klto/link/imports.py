@@ -15,7 +15,7 @@ from pathlib import Path
 
 from klto import process
 from klto.errors import UsageError
-from klto.link.saved import link_inputs, saved_link
+from klto.kernel.saved_link import link_inputs, saved_link
 from klto.objects.archive import leaves, read_archive
 from klto.objects.bitstream import Abbrev, Bitstream, Block
 from klto.objects.source import read_whole

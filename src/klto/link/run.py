@@ -11,7 +11,7 @@ import time
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
 from klto.link.cached import CACHE_TROUBLE, ENV_CACHE, ENV_WHOLE, CachedLink, note
-from klto.link.linker import INPUTS, REFUSED, TIMEOUT, Ended, Linker, stopped_by
+from klto.link.linker import INPUTS, MEMORY, REFUSED, TIMEOUT, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
 from klto.link.tasks import Tasks, Watch, tasks_in
@@ -267,7 +267,7 @@ def _fewer(link: Link, ended: Ended) -> None:
 
 
 def _reached(ended: Ended) -> str:
-    why = "its memory budget" if ended.cause == "memory" else "SIGKILL, most likely for want of memory,"
+    why = "its memory budget" if ended.cause == MEMORY else "SIGKILL, most likely for want of memory,"
     return f"the linker was ended by {why} at {human(ended.peak_bytes)}"
 
 

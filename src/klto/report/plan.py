@@ -9,7 +9,7 @@ from pathlib import Path
 
 from klto import machine
 from klto.errors import UsageError
-from klto.link.saved import link_inputs
+from klto.kernel.saved_link import link_inputs
 from klto.objects.archive import Member, leaves, read_archive
 from klto.objects.bitcode import Bitcode
 from klto.objects.kind import kind_of

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from klto.errors import UsageError
+from klto.kernel.saved_link import link_inputs
 from klto.kernel.tree import KernelTree, default_build_dir, is_kernel_tree
-from klto.link.saved import link_inputs
 from klto.objects.kind import kind_of
 from klto.record import ImageSizes, ObjectSize, Record, read_record
 from klto.report.attribution import Definitions, object_sizes, read_definitions

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from klto.link.request import parse_request
-
 #: Kbuild's saved commands: ``cmd_NAME := ...`` to 6.2, ``savedcmd_NAME := ...`` since.
 _ASSIGN = ":= "
 
@@ -25,6 +23,9 @@ def saved_link(build_dir: Path) -> list[str]:
 
 
 def link_inputs(build_dir: Path) -> list[Path]:
-    """The archives of the vmlinux.o link, from the saved command; vmlinux.a when there is none."""
-    inputs = parse_request(saved_link(build_dir)[1:]).inputs
-    return [build_dir / name for name in inputs] or [build_dir / "vmlinux.a"]
+    """The archives of the vmlinux.o link, from the saved command; vmlinux.a when there is none.
+
+    All its inputs are archives (scripts/Makefile.vmlinux_o: vmlinux.a and KBUILD_VMLINUX_LIBS).
+    """
+    archives = [word for word in saved_link(build_dir)[1:] if word.endswith(".a") and word[0] != "-"]
+    return [build_dir / name for name in archives] or [build_dir / "vmlinux.a"]
