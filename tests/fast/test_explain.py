@@ -183,6 +183,31 @@ def test_windows_do_not_depend_on_how_a_log_arrives(parts: list[bytes], step: in
     assert torn[-1].last_line == whole[-1].last_line
 
 
+_CONTROLS = [
+    *(b"\x1b[0m", b"\x1b[01;31m", b"\x1b[38;2;255;255;255m", b"\x1b[K", b"\x1b[m", b"\x1b[1 q", b"\x1b(B"),
+    *(b"\x1b]0;title\x07", b"\x1b[1;2;3;4;5;6;7;8;9m", b"\r\n", b"\r", b"\n", b"error: "),
+    *(b"\x7f", b"\x00", b"\x01", b"m", b"[1m", b"\xff\xfe"),
+]
+
+
+@given(st.lists(st.sampled_from(_CONTROLS)))
+def test_many_escapes_go_as_few_do(parts: list[bytes]) -> None:
+    log = b"".join(parts)
+    few = source.without_controls(log)
+    assert log.count(b"\x1b") < source._MANY_ESCAPES
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(source, "_MANY_ESCAPES", 0)
+        assert source.without_controls(log) == few
+
+
+def test_colours_are_looked_for_in_arrays() -> None:
+    line = b"\x1b[1mld: \x1b[0;1;31merror: \x1b[0mno\x1b[K\r\n\x1b["
+    assert source._without_colours(line) == b"ld: error: no\n\x1b["
+    assert source._without_colours(line + b"\r") == b"ld: error: no\r\n\x1b[\r"
+    full = bytes(range(128)) + b"\x1b[0m"
+    assert source._without_colours(full) == full, "no byte is left to mark with"
+
+
 def test_windows_carry_on_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "CHUNK", 1000)
     monkeypatch.setattr(source, "CONTEXT", 700)

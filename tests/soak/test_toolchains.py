@@ -28,4 +28,6 @@ def test_build_and_boot(llvm: int, version: str) -> None:
     record = read_record(folder / ".klto/record.json")
     assert record.toolchain is not None
     assert f"version {llvm}." in record.toolchain.clang_version
-    assert [proof.status for boot in record.boots for proof in boot.proofs] == ["passed"]
+    proofs = {proof.name: proof.status for boot in record.boots for proof in boot.proofs}
+    assert {name for name, status in proofs.items() if status == "passed"} >= {"init", "initcalls", "modules"}
+    assert set(proofs.values()) <= {"passed", "not-applicable"}, proofs

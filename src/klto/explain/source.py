@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 #: Bytes read at once.
 CHUNK = 1 << 20
 #: Bytes of a window before and after the part that is searched: context of a hit, and room for a whole literal.
@@ -26,15 +28,12 @@ PADDING = bytes(8)
 #: ECMA-48: control sequences (5.4), and strings such as a terminal's title (5.6), bounded.
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]{0,200}(?:\x07|\x1b\\)|[ -/]?[0-Z\\^-~])")
 _LONGEST_ESCAPE = 256
-#: What LLVM, GCC, make and ninja use most: where there are many, a plain replacement is far faster than the pattern.
-_MANY_ESCAPES = 8192
-_COLOURS = tuple(
-    b"\x1b[" + what
-    for what in (
-        b"0m", b"1m", b"0;1;31m", b"0;1;35m", b"m", b"K", b"01m", b"01;31m", b"01;35m", b"0;1m", b"0;31m",
-        b"31m", b"32m", b"33m", b"35m",
-    )
-)  # fmt: skip
+#: Escape sequences in a chunk from which on they are looked at in arrays: the pattern takes 0.3 us for each.
+_MANY_ESCAPES = 2048
+#: Bytes between ``ESC [`` and the last one that are looked for in arrays; colours have up to 8, of 256 colours 11.
+_PARAMETERS = 16
+#: Bytes that hardly a log has.
+_MARKS = b"\x7f\x00\x01"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ufffe\uffff]+")
 #: GCC and coreutils quote with these in a UTF-8 locale.
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "`": "'", "\u00a0": " "})
@@ -108,13 +107,35 @@ def without_controls(data: bytes) -> bytes:
 def _without_escapes(data: bytes) -> bytes:
     if b"\x1b" in data:
         if data.count(b"\x1b") > _MANY_ESCAPES:
-            for colour in _COLOURS:
-                data = data.replace(colour, b"")
-                if b"\x1b" not in data:
-                    break
+            data = _without_colours(data)
         if b"\x1b" in data:
             data = _ESCAPES.sub(b"", data)
     return data
+
+
+def _without_colours(data: bytes) -> bytes:
+    """Without control sequences that have parameters only (colours, erased lines).
+
+    CR LF is LF afterwards where no other CR is.
+    """
+    mark = next((byte for byte in _MARKS if byte not in data), None)
+    if mark is None:
+        return data
+    bytes_ = np.frombuffer(data + bytes(_PARAMETERS + 3), np.uint8).copy()
+    begins = np.flatnonzero(bytes_ == 0x1B)
+    begins = begins[bytes_[begins + 1] == ord("[")]
+    for length in range(3, _PARAMETERS + 3):
+        last = bytes_[begins + (length - 1)]
+        ended = begins[(last >= 0x40) & (last <= 0x7E)]
+        for offset in range(length if len(ended) else 0):
+            bytes_[ended + offset] = mark
+        begins = begins[(last >= 0x30) & (last <= 0x3F)]
+        if not len(begins):
+            break
+    returns = np.flatnonzero(bytes_ == 0x0D)
+    if (bytes_[returns + 1] == 0x0A).all():
+        bytes_[returns] = mark
+    return bytes_[: len(data)].tobytes().translate(None, bytes((mark,)))
 
 
 def _line_ends(data: bytes) -> bytes:
