@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,14 +113,24 @@ def x86_64_6_12_debug(linux_6_12: Path) -> Kernel:
 
 
 @pytest.fixture
-def copy_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Kernel], Kernel]:
+def copy_of() -> Iterator[Callable[[Kernel], Kernel]]:
     """A copy of a build dir, to be damaged. Kbuild's own programs have absolute paths and are made anew."""
+    folder = user_cache_dir() / "test" / f"copy-{os.getpid()}"
 
     def copy(kernel: Kernel) -> Kernel:
-        folder = user_cache_dir() / "test" / f"copy-{os.getpid()}"
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(["cp", "-a", kernel.build_dir, folder], check=True)
         options = ("-C", str(kernel.tree), "-b", str(folder), "-a", kernel.arch)
         return Kernel(kernel.tree, folder, kernel.arch, options)
 
-    return copy
+    yield copy
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def copied(x86_64_6_12: Kernel, copy_of: Callable[[Kernel], Kernel]) -> Kernel:
+    """A finished copy of the build."""
+    copied = copy_of(x86_64_6_12)
+    # The copy's absolute paths are those of a new place: one build makes Kbuild's own programs again.
+    assert copied.klto("build", *copied.options).status == 0
+    return copied

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -95,16 +93,6 @@ def test_klto_links_the_bytes_that_make_links(x86_64_6_12: Kernel) -> None:
     vmlinux_o.unlink()
     _plain_make(x86_64_6_12)
     assert vmlinux_o.read_bytes() == by_klto
-
-
-@pytest.fixture
-def copied(x86_64_6_12: Kernel, copy_of: Callable[[Kernel], Kernel]) -> Iterator[Kernel]:
-    """A finished copy of the build."""
-    copied = copy_of(x86_64_6_12)
-    # The copy's absolute paths are those of a new place: one build makes Kbuild's own programs again.
-    assert copied.klto("build", *copied.options).status == 0
-    yield copied
-    shutil.rmtree(copied.build_dir)
 
 
 def test_killed_between_linker_and_objtool(copied: Kernel) -> None:

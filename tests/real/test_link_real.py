@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ from tests.real.conftest import Kernel
 from tests.real.relink import Relink, lto_links
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def copied(x86_64_6_12: Kernel, copy_of: Callable[[Kernel], Kernel]) -> Iterator[Kernel]:
-    kernel = copy_of(x86_64_6_12)
-    assert kernel.klto("build", *kernel.options).status == 0
-    yield kernel
-    shutil.rmtree(kernel.build_dir)
 
 
 LLD = Path("/usr/lib/llvm-19/bin/ld.lld")

@@ -1,4 +1,4 @@
-"""klto as the distributor of LLVM 22's own distributed ThinLTO: an ordinary program, a part of a kernel, a whole one."""
+"""klto as the distributor of LLVM 22's own distributed ThinLTO: a program, a part of a kernel, a whole one."""
 
 from __future__ import annotations
 
