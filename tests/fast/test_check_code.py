@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,22 @@ def test_split_text_under_a_loader_that_asks_for_the_symbol(tmp_path: Path, load
         [found] = of_build("split-text", build)
         assert found.level is level
         assert ("of this tree" in found.message) == (level is Level.WARNING)
+
+
+def test_what_an_earlier_configuration_left_behind(tmp_path: Path) -> None:
+    """With KEXEC_FILE off again the purgatory's files stay in the build dir, and are no part of the kernel."""
+    folder = tmp_path / "arch/x86/purgatory"
+    text = "__attribute__((noinline)) " + PURGATORY
+    split = linked(folder / "purgatory.ro", c(text, X86, *THIN, version=19))
+    main, part = (
+        put(c("int x;"), tmp_path / name) for name in ("init/main.o", f"{folder}/kexec-purgatory.o")
+    )
+    other = build_dir(tmp_path, inputs=[main])
+    assert of_build("split-text", other) == []
+    os.utime(split, (time.time() + 10,) * 2)
+    assert len(of_build("split-text", other)) == 1, "built since, alone"
+    os.utime(split, (time.time() - 10,) * 2)
+    assert len(of_build("split-text", build_dir(tmp_path, inputs=[main, part]))) == 1
 
 
 def test_split_text_spares_others(tmp_path: Path) -> None:

@@ -120,7 +120,32 @@ def test_failures_of_several_jobs() -> None:
 
 def test_a_failure_without_a_target() -> None:
     (failure,) = find_failures(["Makefile:204: *** source directory cannot contain spaces.  Stop."])
-    assert failure.reason == "source directory cannot contain spaces.  Stop."
+    assert failure.reason == "source directory cannot contain spaces"
+
+
+#: make O=... arch/x86/purgatory/purgatory.ro
+NO_RULE = """\
+make[1]: Entering directory '/tmp/out'
+  GEN     Makefile
+  CALL    /src/linux/scripts/checksyscalls.sh
+make[2]: *** No rule to make target 'arch/x86/purgatory/purgatory.ro'.  Stop.
+make[1]: *** [/src/linux/Makefile:236: __sub-make] Error 2
+make[1]: Leaving directory '/tmp/out'
+make: *** [Makefile:236: __sub-make] Error 2
+""".splitlines()
+
+
+def test_what_make_cannot_do_itself_comes_before_what_follows_from_it() -> None:
+    (failure,) = find_failures(NO_RULE)
+    assert (failure.target, failure.status) == ("make", None)
+    assert failure.reason == "No rule to make target 'arch/x86/purgatory/purgatory.ro'"
+    # scripts/Makefile.build says it without a depth.
+    (failure,) = find_failures(
+        ["scripts/Makefile.build:41: /x/Makefile: No such file or directory", *NO_RULE[3:]]
+    )
+    assert failure.reason.startswith("No rule")
+    (failure,) = find_failures(["/x/Makefile:3: *** no compiler.  Stop.", *NO_RULE[4:]])
+    assert failure.reason == "no compiler"
 
 
 def test_thousands_of_lines_are_cut_in_the_middle() -> None:

@@ -186,3 +186,5 @@ def test_whether_one_object_is_built(tmp_path: Path) -> None:
     assert not builds(tree, {"B": "y"}, "drivers/a/a.o")
     assert not builds(tree, {"A": "y"}, "net/a.o")
     assert builds(tree, {}, "lib/ctype.o")
+    assert builds(tree, {"B": "y"}, "drivers/a/")
+    assert not builds(tree, {"A": "y"}, "net/")

@@ -75,6 +75,8 @@ def test_all_proofs_that_apply_pass(fixture: str, request_: pytest.FixtureReques
     assert found == {name: "passed" if name in applied else "not-applicable" for name in found}
     assert set(found) == applied | set(found)
     assert done.status == 0
+    [initcalls] = [proof["evidence"] for proof in result["proofs"] if proof["name"] == "initcalls"]
+    assert "read in the kernel's log" in initcalls
     for proof in result["proofs"]:
         assert proof["status"] == "passed" or proof["evidence"][0].startswith("needs "), proof
     assert all(boot["seconds"] < 120 for boot in result["boots"])

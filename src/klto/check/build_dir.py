@@ -16,18 +16,23 @@ from klto.check.saved import read_saved
 from klto.check.subject import Subject, open_subject
 from klto.errors import UsageError
 from klto.kernel.ksyms_audit import Audit
+from klto.objects.archive import read_archive
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
 
 #: Options of ld.lld that take the next word (those that Kbuild gives to the vmlinux.o link).
 _WITH_VALUE = frozenset(("-m", "-mllvm", "-z", "-o", "-T", "-e"))
 
-#: Artifacts below the build dir that are linked apart from vmlinux, where they are there. Linux 6.1 and 6.12.
-_FOLDERS = (
+#: Folders of the kind below of which something is in vmlinux.a, when they belong to the kernel.
+_IN_VMLINUX = (
     ("arch/*/purgatory", ("*.ro", "*.o")),
     ("arch/*/kernel/pi", ("*.o",)),
     ("arch/x86/boot/startup", ("*.o",)),
     ("arch/*/kvm/hyp/nvhe", ("kvm_nvhe.o",)),
+)
+#: Artifacts below the build dir that are linked apart from vmlinux, where they are there. Linux 6.1 and 6.12.
+_FOLDERS = (
+    *_IN_VMLINUX,
     ("arch/x86/boot/compressed", ("*.o",)),
     ("arch/x86/realmode/rm", ("*.elf",)),
     ("drivers/firmware/efi/libstub", ("*.o",)),
@@ -120,9 +125,21 @@ class BuildDir:
         paths += self.modules()
         for folder, names in _FOLDERS:
             for place in sorted(self.path.glob(folder)):
-                for name in names:
-                    paths += [str(found.relative_to(self.path)) for found in sorted(place.glob(name))]
+                found = [file for name in names for file in sorted(place.glob(name))]
+                if (folder, names) not in _IN_VMLINUX or not self._left_over(place, found):
+                    paths += [str(file.relative_to(self.path)) for file in found]
         return [path for path in dict.fromkeys(paths) if role_of(path) is not Role.OBJECT]
+
+    def _left_over(self, folder: Path, files: list[Path]) -> bool:
+        """Whether an earlier configuration's: vmlinux.a was made after these files, and has nothing of the folder."""
+        archive = self.path / "vmlinux.a"
+        try:
+            if any(file.stat().st_mtime_ns > archive.stat().st_mtime_ns for file in files):
+                return False
+            members = read_archive(archive).members
+        except (OSError, MalformedObject):
+            return False
+        return not any(member.path and Path(member.path).parent == folder for member in members)
 
     @property
     def is_empty(self) -> bool:

@@ -172,11 +172,10 @@ class Watcher:
 
 def _options(args: argparse.Namespace) -> int:
     from klto.errors import UsageError
-    from klto.files import user_cache_dir
     from klto.kernel.kconfig_requests import parse_requests
     from klto.kernel.toolchain import find_toolchain
     from klto.kernel.tree import KernelTree, default_build_dir
-    from klto.search.minimise_options import OptionsQuestion, minimise_options, question_id
+    from klto.search.minimise_options import OptionsQuestion, minimise_options, question_id, state_folder
     from klto.search.runner import Runner
 
     tree = KernelTree.open(args.tree, args.arch)
@@ -192,7 +191,7 @@ def _options(args: argparse.Namespace) -> int:
     request = oracle_request(args)
     if request.build_fails_like is not None and not request.build_fails_like.is_file():
         raise UsageError(f"--build-fails-like {request.build_fails_like}: no such file")
-    state = args.state or user_cache_dir() / "minimize" / question_id(
+    asked = question_id(
         "options",
         tree.id,
         tree.arch,
@@ -202,7 +201,7 @@ def _options(args: argparse.Namespace) -> int:
         *(r.line() for r in held),
         *request.identity,
     )
-    question = OptionsQuestion(tree, toolchain, good, bad, held, state.absolute())
+    question = OptionsQuestion(tree, toolchain, good, bad, held, state_folder(args.state, asked))
     runner, watcher = Runner(), Watcher(args.quiet)
     result = minimise_options(
         question,

@@ -22,14 +22,13 @@ def run(args: argparse.Namespace) -> int:
     """Search; 0 when there is an answer."""
     from klto.cli.minimize import Watcher, oracle_request
     from klto.errors import UsageError
-    from klto.files import user_cache_dir
     from klto.kernel.toolchain import find_toolchain
     from klto.kernel.tree import KernelTree, default_build_dir, is_kernel_tree
     from klto.machine import default_jobs
     from klto.search.bitcode_link import Linker, read_link
     from klto.search.link_spaces import DEFAULT_FLAGS
     from klto.search.minimise_link import LinkSearch
-    from klto.search.minimise_options import question_id
+    from klto.search.minimise_options import question_id, state_folder
     from klto.search.runner import Runner
 
     tree = KernelTree.open(args.tree, args.arch) if is_kernel_tree(args.tree) else None
@@ -42,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
     toolchain = find_toolchain(tree, build_dir, args.toolchain)
     request = oracle_request(args)
     flags = tuple(args.flags) or DEFAULT_FLAGS
-    state = args.state or user_cache_dir() / "minimize" / question_id(
+    asked = question_id(
         args.what, str(build_dir), link.identity, toolchain.clang_text, *request.identity,
         *([args.find, *args.among] if args.what == "objects" else flags),
     )  # fmt: skip
-    state = state.absolute()
+    state = state_folder(args.state, asked)
     runner, watcher = Runner(), Watcher(args.quiet)
     linker = Linker(link, toolchain, state, runner, args.jobs or default_jobs())
     search = LinkSearch(link, state, watcher, watcher.note, runner.stop, args.calls, tuple(args.among))

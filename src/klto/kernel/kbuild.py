@@ -24,6 +24,12 @@ OBJECT_VERBS = frozenset(("CC", "AS"))
 #: make's own talk: it repeats one failure for every level of recursion.
 _MAKE_TALK = re.compile(r"^make(\[\d+\])?: (\*\*\* (Waiting for|Deleting)|Entering|Leaving|Target)")
 
+#: ``make[2]: *** No rule to make target 'x'.  Stop.``, ``Makefile:204: *** text.  Stop.`` (GNU make, fatal()).
+_FATAL = re.compile(r"^(?:make(?:\[(\d+)\])?|[^\s:]+:\d+): \*\*\* (?!\[)(.+?)\.?(?:  Stop\.)?$")
+
+#: Deeper than any make that says how deep it is.
+_DEEP = 99
+
 #: Lines of a failing command to show. The whole log is on disk.
 _SHOWN_LINES = 40
 
@@ -86,7 +92,8 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
     """The failures in make's output, first one first.
 
     A failing recipe is reported once by each make above it; only the innermost, which comes first, counts. Its
-    lines are those since its step was announced, without the announcements of other jobs.
+    lines are those since its step was announced, without the announcements of other jobs. What make itself cannot do
+    is a failure of the target ``make``.
     """
     failures: list[MakeFailure] = []
     shown: set[int] = set()
@@ -94,6 +101,10 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
     for at, line in enumerate(lines):
         found = _FAILED.match(line)
         if not found:
+            fatal = _FATAL.match(line)
+            if fatal and not _MAKE_TALK.match(line):
+                failures.append(MakeFailure("make", fatal[2], None, tuple(lines[max(0, at - 10) : at + 1])))
+                deepest = max(deepest, int(fatal[1] or _DEEP))
             continue
         depth, status = int(found[1] or 0), int(found[4]) if found[4] else None
         # A make whose sub-make failed reports that as Error 2 (GNU make's MAKE_FAILURE).
@@ -101,7 +112,7 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
             continue
         deepest = max(deepest, depth)
         failures.append(MakeFailure(found[2], found[3], status, _lines_before(lines, at, found[2], shown)))
-    return failures or _bare_errors(lines)
+    return failures
 
 
 def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -> tuple[str, ...]:
@@ -126,14 +137,3 @@ def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -
         cut = len(own) - _SHOWN_LINES
         own = [*own[: _SHOWN_LINES // 2], f"[{cut} lines left out]", *own[-_SHOWN_LINES // 2 :]]
     return tuple(own)
-
-
-def _bare_errors(lines: Sequence[str]) -> list[MakeFailure]:
-    """Failures that name no target: ``Makefile:204: *** source directory cannot contain spaces.  Stop.``"""
-    found = []
-    for at, line in enumerate(lines):
-        if " *** " in line and not _MAKE_TALK.match(line):
-            found.append(
-                MakeFailure("make", line.partition(" *** ")[2], None, tuple(lines[max(0, at - 10) : at + 1]))
-            )
-    return found[:1]

@@ -62,7 +62,7 @@ def objects_of(tree: KernelTree, config: Mapping[str, str]) -> set[str]:
 
 
 def builds(tree: KernelTree, config: Mapping[str, str], target: str) -> bool:
-    """Whether this configuration builds the object ``target`` (``drivers/foo/bar.o``).
+    """Whether this configuration builds the object or folder ``target`` (``drivers/foo/bar.o``, ``drivers/foo/``).
 
     Only the Kbuild files on the way to it are read.
     """
@@ -74,6 +74,8 @@ def builds(tree: KernelTree, config: Mapping[str, str], target: str) -> bool:
             if folder in seen:
                 continue
             seen.add(folder)
+            if target == folder + "/":
+                return True
             objects, below = probe.look(folder)
             if target in objects:
                 return True

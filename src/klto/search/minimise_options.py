@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from klto.errors import UsageError
-from klto.files import make_directory, write_whole
+from klto.files import make_directory, user_cache_dir, write_whole
 from klto.kernel.kconfig import implied_requests
 from klto.kernel.kconfig_make import Kconfig
 from klto.kernel.kconfig_requests import Requests, check_config
@@ -82,6 +82,27 @@ def question_id(*parts: object) -> str:
         for part in parts
     ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def state_folder(chosen: Path | None, question: str) -> Path:
+    """Where verdicts on a question are kept: a folder of its own in the user's cache, or the chosen one.
+
+    :param question: what :func:`question_id` says.
+    :raises UsageError: the chosen one has verdicts on another question.
+    """
+    folder = make_directory((chosen or user_cache_dir() / "minimize" / question).absolute())
+    asked = folder / "question"
+    try:
+        before = asked.read_text().strip()
+    except OSError:
+        before = ""
+    if before and before != question:
+        raise UsageError(
+            f"--state {folder}: holds verdicts on another question", "name another folder, or none"
+        )
+    if not before:
+        write_whole(asked, question + "\n")
+    return folder
 
 
 def minimise_options(

@@ -148,6 +148,16 @@ class Builder:
             write_whole(place / ".config", config)
         return self.klto("build", *self.options, "--lto", "keep", "-q", *more, *self.targets, timeout=timeout)
 
+    def not_built(self, config: bytes | None) -> str | None:
+        """The first target that a configuration does not build: make would, an object or a folder that is named."""
+        targets = [t for t in self.targets if t.endswith((".o", "/")) and t != "vmlinux.o"]
+        if config is None or not targets:
+            return None
+        candidate = make_directory(self.build_dir) / "candidate.config"
+        write_whole(candidate, config)
+        values = read_config(candidate)
+        return next((target for target in targets if not builds(self.tree, values, target)), None)
+
     def klto(self, command: str, *arguments: str, timeout: float | None = None) -> Ran:
         """Another command of klto on the build dir."""
         argv = [sys.executable, "-m", "klto", command, "-b", str(self.build_dir), *arguments]
@@ -175,12 +185,9 @@ class BuildFailsLike:
 
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]:
         """Build and compare."""
-        target = next((t for t in self.builder.targets if t.endswith(".o") and t != "vmlinux.o"), None)
-        if config is not None and target is not None:
-            place = make_directory(self.builder.build_dir)
-            write_whole(place / "candidate.config", config)
-            if not builds(self.builder.tree, read_config(place / "candidate.config"), target):
-                return Verdict.PASSES, f"{target} is not built"
+        without = self.builder.not_built(config)
+        if without is not None:
+            return Verdict.PASSES, f"{without} is not built"
         ran = self.builder.build(config, *NO_CHECKS)
         if ran.status == 0:
             return Verdict.PASSES, "builds"
@@ -252,6 +259,9 @@ class CheckFinds:
 
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]:
         """Build and check."""
+        without = self.builder.not_built(config)
+        if without is not None:
+            return Verdict.PASSES, f"{without} is not built"
         ran = self.builder.build(config)
         if ran.status not in (0, 3):
             return Verdict.UNRESOLVED, self.builder.last_line(ran)

@@ -79,16 +79,6 @@ static void prove(const char *name)
 	close_record(&line);
 }
 
-/* Digits at the start of a string. */
-static ulong to_number(const char *digits)
-{
-	ulong number = 0;
-
-	for (; *digits >= '0' && *digits <= '9'; digits++)
-		number = number * 10 + (ulong)(*digits - '0');
-	return number;
-}
-
 /* x86 without ACPI or APM has no power-off, but every machine can restart; QEMU ends then (-no-reboot). */
 static void end_guest(void)
 {

@@ -45,6 +45,16 @@ static void add_number(struct text *text, ulong number)
 	add(text, digits + at);
 }
 
+/* Digits at the start of a string. */
+static ulong to_number(const char *digits)
+{
+	ulong number = 0;
+
+	for (; *digits >= '0' && *digits <= '9'; digits++)
+		number = number * 10 + (ulong)(*digits - '0');
+	return number;
+}
+
 static int same(const char *a, const char *b)
 {
 	while (*a && *a == *b)
@@ -65,6 +75,14 @@ static int compare(const char *a, const char *b)
 	while (*a && *a == *b)
 		a++, b++;
 	return (unsigned char)*a - (unsigned char)*b;
+}
+
+/* Behind the first `byte`, or 0 when there is none. */
+static char *behind_byte(char *string, char byte)
+{
+	while (*string && *string != byte)
+		string++;
+	return *string ? string + 1 : 0;
 }
 
 /* Behind `prefix`, or 0 when the string does not begin with it. */
