@@ -31,6 +31,17 @@ def x86_64_6_12_defconfig(linux_6_12: Path) -> Kernel:
     return Kernel(linux_6_12, build_dir, "x86_64", options)
 
 
+@pytest.fixture(scope="session")
+def arm64_6_12_defconfig(linux_6_12: Path) -> Kernel:
+    """arm64, 6.12, ThinLTO, the architecture's own defconfig, which has debug information. vmlinux alone."""
+    build_dir = user_cache_dir() / "soak" / "arm64-6.12-defconfig"
+    options = ("-C", str(linux_6_12), "-b", str(build_dir), "-a", "arm64")
+    made = ("-t", "llvm-19", "-k", "defconfig", "-K", "CONFIG_WERROR=n", "--lto", "thin", "vmlinux")
+    done = run_klto("build", *options, *made)
+    assert done.status == 0, done.err
+    return Kernel(linux_6_12, build_dir, "arm64", options)
+
+
 def kernel_by(llvm: int, version: str) -> Kernel:
     """x86_64 with ThinLTO, built by another LLVM than the other tests', and booted."""
     if shutil.which(f"clang-{llvm}") is None:

@@ -9,9 +9,13 @@ from tests.real.conftest import Kernel
 pytestmark = pytest.mark.real
 
 
-@pytest.mark.parametrize(
-    "name", ["x86_64_6_12", "arm64_6_12", "x86_64_6_1", "x86_64_6_12_full", "x86_64_6_12_defconfig"]
-)
+KERNELS = [
+    *("x86_64_6_12", "arm64_6_12", "x86_64_6_1", "x86_64_6_12_full"),
+    *("x86_64_6_12_defconfig", "arm64_6_12_defconfig"),
+]
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_plan_comes_near_what_is_measured(name: str, request: pytest.FixtureRequest) -> None:
     """Memory within 25 %, CPU time, in reference links on this machine, within 35 %. Not the calibrating kernels."""
     from bench.plan import CLANG, LINKER, measure, predict, print_link, print_row
