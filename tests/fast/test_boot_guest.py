@@ -18,6 +18,7 @@ from klto.boot import guest
 from klto.boot.guest import Compiler, base_initramfs, boot_archive, compile_init
 from klto.boot.images import Arch
 from klto.boot.initramfs import DEVICES, Entry, archive, character_device, directory, regular
+from klto.boot.proof_initcalls import kernel_log
 from klto.boot.proofs import Transcript
 from klto.errors import UsageError
 
@@ -99,7 +100,7 @@ class TestInitAtWork:
 
     PLAN = "nonce 0123abcd\nproof init\nproof nonsense\n"
 
-    def run(self, tmp_path: Path, channel: str | None, plan: str = PLAN) -> str:
+    def run(self, tmp_path: Path, channel: str | None, plan: str = PLAN, log: bytes | None = None) -> str:
         """Run the init with these files for devices; what it wrote to the channel."""
         if os.uname().machine != "x86_64":
             boot_helpers.missing("an x86_64 host")
@@ -109,6 +110,8 @@ class TestInitAtWork:
         (root / "dev/null").touch()
         if channel:
             (root / channel).touch()
+        if log is not None:
+            (root / "dev/kmsg").write_bytes(log)
         (root / "klto/plan").write_text(plan)
         program = compile_init(Arch.X86_64, boot_helpers.compiler(), tmp_path)
         program.chmod(0o755)
@@ -147,6 +150,39 @@ class TestInitAtWork:
 
     def test_kernel_log_records_pass_every_log_level(self, tmp_path: Path) -> None:
         assert all(line.startswith("<0>klto:") for line in self.run(tmp_path, "dev/kmsg").splitlines())
+
+    @pytest.mark.parametrize("case", ["whole", "beginning lost", "no init", "shared channel", "no log"])
+    def test_sends_what_the_kernel_s_log_has_of_initcalls(self, tmp_path: Path, case: str) -> None:
+        long = f"initcall {'x' * 600}+0x0/0x3 returned 0 after 1 usecs"
+        texts = [
+            "Linux version 6.12.0",
+            "calling  a+0x0/0x3 @ 1",
+            "Run away",
+            long,
+            "Run /init as init process",
+        ]
+        texts.append("calling  of_a_module+0x0/0x3 @ 1")
+        if case == "no init":
+            del texts[4:]
+        first = 7 if case == "beginning lost" else 0
+        records = (f"7,{first + at},{at},-;{text}\n SUBSYSTEM=x\n" for at, text in enumerate(texts))
+        # A file has no records: of these each read gets one (init reads up to 8191 bytes).
+        log = b"".join(record.encode().ljust(8191) for record in records) if case != "no log" else None
+        device = "dev/kmsg" if case == "shared channel" else "dev/hvc0"
+        transcript = Transcript("0123abcd")
+        for line in self.run(tmp_path, device, "nonce 0123abcd\nproof initcalls\n", log).splitlines():
+            transcript.take(line, 0.0)
+        assert transcript.end("initcalls") is not None
+        found = kernel_log(transcript.facts("initcalls"))
+        if case == "shared channel":
+            assert transcript.facts("initcalls") == {}, "they would go by way of the console"
+        if case != "whole":
+            assert found is None
+        else:
+            first_line, second = (found or "").splitlines()
+            assert first_line == texts[1]
+            assert long.startswith(second)
+            assert len(second) > 400
 
     def test_ends_without_a_channel(self, tmp_path: Path) -> None:
         self.run(tmp_path, None)

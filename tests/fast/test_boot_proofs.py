@@ -30,7 +30,8 @@ from klto.boot.kernel_modules import (
 )
 from klto.boot.proof_config import compare as compare_config
 from klto.boot.proof_initcalls import compare as compare_initcalls
-from klto.boot.proof_initcalls import kernel_log, linked_initcalls
+from klto.boot.proof_initcalls import judge as judge_initcalls
+from klto.boot.proof_initcalls import linked_initcalls
 from klto.boot.proofs import Finding, Heard, Place, ProofResult, ProofStatus, Step
 from klto.boot.qemu import Accelerator
 from klto.boot.reservation import reserved
@@ -73,7 +74,7 @@ class TestInitcalls:
         ("order", "problem"),
         [((2, 1, 3), "initcall 0 was kmod_m__2_1_f26"), ((1, 2), "initcall 2 was nothing"),
          ((1, 2, 3, 1), "initcall 3 was kmod_m__1_1_f16"), ((1, 1, 2, 3), "initcall 1 was kmod_m__1_1_f16"),
-         ((), "the console shows no initcall")],
+         ((), "no initcall was traced")],
     )  # fmt: skip
     def test_another_order_fails(self, order: tuple[int, ...], problem: str) -> None:
         found = compare_initcalls(self.EXPECTED, self.console(*order))
@@ -82,18 +83,28 @@ class TestInitcalls:
     def test_a_console_that_loses_a_byte_does_not_matter(self) -> None:
         """As it came from a busy machine: ``calling  __initstub__kmodnmi__254_106_nmi_warning_debugfs5``."""
         lines = self.console(1, 2, 3).removesuffix(self.BEHIND).splitlines()
-        damaged = self.console(1, 2, 3).replace("kmod_m__2", "kmodm__2", 1)
-        facts = {f"@{number}": text for number, text in enumerate(lines)}
+        damaged = self.console(1, 2, 3).replace("kmod_m__2", "kmodm__2")
+        facts = {f"@{number}": f"{len(text)} {text}" for number, text in enumerate(lines)}
         said = {"whole": "1", "sent": str(len(lines)), **facts}
-        text, source = kernel_log(Heard(said, damaged))
-        assert compare_initcalls(self.EXPECTED, text).problem is None
-        assert source == "in the kernel's log"
-        # The log has lost its beginning, a record was lost on the way, /dev/kmsg cannot be read.
-        for less in ({**said, "whole": "0"}, {**said, "sent": "7"}, {"sent": "0"}, {}):
-            text, source = kernel_log(Heard(less, damaged))
-            assert text == damaged
-            assert "could not send" in source
-        assert "was kmodm__2" in (compare_initcalls(self.EXPECTED, damaged).problem or "")
+        found = judge_initcalls(self.EXPECTED, Heard(said, damaged))
+        assert (found.problem, found.evidence[-1]) == (None, "read in the kernel's log")
+        # The log has lost its beginning, a record was lost or damaged on the way, /dev/kmsg cannot be read.
+        lost = {key: value for key, value in said.items() if key != "@3"}
+        for less in (
+            {**said, "whole": "0"}, lost, {**lost, "@3calling": "x"}, {**said, "@3": facts["@3"][:-1]},
+            {**said, "@3": "x"}, {"whole": "1"}, {},
+        ):  # fmt: skip
+            found = judge_initcalls(self.EXPECTED, Heard(less, damaged))
+            assert "was kmodm__2" in (found.problem or "")
+            assert "loses bytes" in found.evidence[-1]
+
+    def test_a_console_has_two_lines_of_each_call(self) -> None:
+        once = self.console(1, 2, 3).replace("kmod_m__2", "kmodm__2", 1)
+        found = judge_initcalls(self.EXPECTED, Heard({}, once))
+        assert found.problem is None
+        assert found.evidence[0] == "3 initcalls in the objects' order, each once"
+        found = judge_initcalls(self.EXPECTED, Heard({}, self.console(2, 1, 3)))
+        assert (found.problem or "").startswith("initcall 0 was kmod_m__2_1_f26")
 
     def test_initcalls_of_libraries_count_when_the_linker_took_them(self, tmp_path: Path) -> None:
         """Without CONFIG_MODULES lib/lib.a is linked on demand."""

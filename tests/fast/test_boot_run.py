@@ -15,6 +15,7 @@ from klto.boot.images import Arch
 from klto.boot.proofs import ProofStatus
 from klto.boot.qemu import Accelerator
 from klto.boot.run import BootResult, boot_kernel
+from klto.boot.session import wires
 from klto.errors import UsageError
 
 
@@ -274,3 +275,12 @@ class TestRealQemu:
 
 def test_console_limit_is_the_documented_one() -> None:
     assert console.MAX_LOG_BYTES == 8 * 1024 * 1024
+
+
+@pytest.mark.parametrize("name", ["console", "uart", "virtio"])
+def test_wires_take_what_a_guest_prints_while_klto_does_not_read(name: str) -> None:
+    """A UART prints byte by byte; a socket is full after 278 of them."""
+    with wires() as ends:
+        os.set_blocking(ends.far[name], False)
+        assert sum(os.write(ends.far[name], b"x") for _ in range(100_000)) == 100_000
+        assert len(os.read(ends.near[name], 200_000)) == 100_000

@@ -67,7 +67,14 @@ def test_what_an_earlier_configuration_left_behind(tmp_path: Path) -> None:
     main, part = (
         put(c("int x;"), tmp_path / name) for name in ("init/main.o", f"{folder}/kexec-purgatory.o")
     )
+    configured = tmp_path / "include/config/auto.conf"
+    configured.parent.mkdir(parents=True)
+    configured.touch()
     other = build_dir(tmp_path, inputs=[main])
+    assert of_build("split-text", other) == []
+    os.utime(configured, (time.time() + 10,) * 2)
+    assert len(of_build("split-text", other)) == 1, "vmlinux.a is of another configuration"
+    os.utime(configured, (time.time() - 10,) * 2)
     assert of_build("split-text", other) == []
     os.utime(split, (time.time() + 10,) * 2)
     assert len(of_build("split-text", other)) == 1, "built since, alone"

@@ -144,8 +144,29 @@ def test_what_make_cannot_do_itself_comes_before_what_follows_from_it() -> None:
         ["scripts/Makefile.build:41: /x/Makefile: No such file or directory", *NO_RULE[3:]]
     )
     assert failure.reason.startswith("No rule")
-    (failure,) = find_failures(["/x/Makefile:3: *** no compiler.  Stop.", *NO_RULE[4:]])
+    (failure,) = find_failures(["/my tree/Makefile:3: *** no compiler.  Stop.", *NO_RULE[4:]])
     assert failure.reason == "no compiler"
+    assert find_failures(["  CC      a.o", "fs/a.c:12: *** starred"]) == []
+
+
+def test_a_recipe_that_fails_with_status_2_beside_make_s_own_failure() -> None:
+    """Two jobs of make -j2 (GNU make 4.3): a sub-make's Makefile, and a script that ended with 2."""
+    first, second = find_failures([
+        "Makefile:1: *** no compiler.  Stop.",
+        "make: *** [Makefile:3: a] Error 2",
+        "make: *** Waiting for unfinished jobs....",
+        "awk: fatal: no such file",
+        "make: *** [Makefile:5: b] Error 2",
+        "make: *** wait: No child processes.  Stop.",
+    ])  # fmt: skip
+    assert (first.target, first.reason) == ("make", "no compiler")
+    assert (second.target, second.lines) == ("b", ("awk: fatal: no such file",))
+
+
+def test_a_compile_error_beside_make_s_own_failure_is_shown_once() -> None:
+    first, second = find_failures([*COMPILE_ERROR[:9], NO_RULE[3], COMPILE_ERROR[9]])
+    assert first.lines[-1] == NO_RULE[3]
+    assert not set(first.lines) & set(second.lines)
 
 
 def test_thousands_of_lines_are_cut_in_the_middle() -> None:

@@ -69,7 +69,7 @@ def test_two_objects_that_fail_together(kernel: tuple[Path, Path], klto: Klto, t
     assert json.loads((tmp_path / "state/best.json").read_text())["items"] == told["found"]
     other = klto(*arguments, "--run", "sh", "-c", f"{ORACLE} # of another kind")
     assert other.status == 2
-    assert "holds verdicts on another question" in other.err
+    assert "has verdicts on another question" in other.err
 
 
 def test_what_must_be_left_out(kernel: tuple[Path, Path], klto: Klto) -> None:

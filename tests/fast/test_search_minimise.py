@@ -249,3 +249,29 @@ def test_stopping_ends_the_oracles_that_run(tmp_path: Path) -> None:
     assert ended == [KeyboardInterrupt]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+def test_a_folder_has_verdicts_on_one_question(tmp_path: Path) -> None:
+    """Nothing is refused before there is a verdict."""
+    verdict = Judged("key", Verdict.FAILS, 0.0)
+    for question in ("first", "second"):
+        with Memory(tmp_path / "chosen", question):
+            pass
+    with Memory(tmp_path / "chosen", "second") as memory:
+        memory.put(verdict)
+    for other in ("first", "third"):
+        with (
+            pytest.raises(UsageError, match="verdicts on another question"),
+            Memory(tmp_path / "chosen", other),
+        ):
+            pass
+    with Memory(tmp_path / "chosen", "second") as memory:
+        assert memory.get("key") == verdict
+    # As klto made them before it wrote the question down: by name alone.
+    with Memory(tmp_path / "named") as memory:
+        memory.put(verdict)
+    with Memory(tmp_path / "named", "named") as memory:
+        assert len(memory) == 1
+    (tmp_path / "named/question").write_bytes(b"\xff\x00")
+    with pytest.raises(UsageError, match="verdicts on another question"), Memory(tmp_path / "named", "named"):
+        pass

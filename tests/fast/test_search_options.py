@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from klto.kernel.kbuild_objects import builds, objects_of
+from klto.kernel.kbuild_objects import leaves_out, objects_of
 from klto.kernel.kconfig_requests import Requests, parse_requests
 from klto.kernel.kconfig_settle import Settler
 from klto.kernel.tree import KernelTree
@@ -21,6 +21,8 @@ from klto.search.options import (
     options_that_differ,
     values_of,
 )
+from klto.search.oracles import Builder, CheckFinds
+from klto.search.runner import Runner
 from klto.search.verdicts import Memory, Verdict
 
 
@@ -158,7 +160,9 @@ def _tree(path: Path) -> KernelTree:
         "Kbuild": "obj-y += init/ drivers/\nobj-$(CONFIG_NET) += net/\n",
         "init/Makefile": "obj-y := main.o\nmain-y := one.o two.o\n$(shell touch ran)\ninclude $(obj)/made.mk\n",
         "drivers/Makefile": "obj-$(CONFIG_A) += a/\nobj-$(CONFIG_B) += a/\nflag := $(call cc-option,-x)\n",
-        "drivers/a/Kbuild": "obj-$(CONFIG_A) += a.o\nobj-$(CONFIG_B) += ../b.o\nhostprogs := c.o\n",
+        "drivers/a/Kbuild": "obj-$(CONFIG_A) += a.o\nobj-$(CONFIG_B) += ../b.o\nhostprogs := c.o\n"
+        "targets += image.o\nsubdir-y += stub\n",
+        "drivers/a/stub/Makefile": "lib-y := stub.o\n",
         "drivers/a/Makefile": "$(error not this one)\n",
         "net/Makefile": "obj-m += net.o\nnet-objs := core.o\nnet-$(CONFIG_A) += a.o\n",
         "lib/Makefile": "lib-y := ctype.o\n",
@@ -182,9 +186,39 @@ def test_objects_of_a_configuration(tmp_path: Path) -> None:
 
 def test_whether_one_object_is_built(tmp_path: Path) -> None:
     tree = _tree(tmp_path)
-    assert builds(tree, {"A": "y"}, "drivers/a/a.o")
-    assert not builds(tree, {"B": "y"}, "drivers/a/a.o")
-    assert not builds(tree, {"A": "y"}, "net/a.o")
-    assert builds(tree, {}, "lib/ctype.o")
-    assert builds(tree, {"B": "y"}, "drivers/a/")
-    assert not builds(tree, {"A": "y"}, "net/")
+    for config, built in (
+        ({"A": "y"}, ["drivers/a/a.o", "./drivers//a/a.o", "drivers/a/", "lib/ctype.o", "init/one.o"]),
+        ({"B": "y"}, ["drivers/a/"]),
+        ({"NET": "m"}, ["net/core.o", "net/"]),
+        ({"PCI": "y"}, ["arch/x86/pci/i386.o"]),
+        # An image's, and what no Kbuild file tells of.
+        ({"A": "y"}, ["drivers/a/image.o", "drivers/a/stub/", "drivers/a/stub/stub.o", "arch/x86/boot/x.o"]),
+    ):
+        assert [target for target in built if leaves_out(tree, config, target)] == []
+    for config, left_out in (
+        (
+            {"A": "y"},
+            ["net/a.o", "net/", "init/other.o", "drivers/b.o", "arch/x86/pci/", "arch/x86/pci/i386.o"],
+        ),
+        ({"B": "y"}, ["drivers/a/a.o", "net/core.o"]),
+        ({}, ["drivers/a/", "drivers/a/image.o", "drivers/a/stub/"]),
+    ):
+        assert [target for target in left_out if not leaves_out(tree, config, target)] == []
+
+
+def test_targets_that_a_candidate_has(tmp_path: Path) -> None:
+    """An oracle's build leaves out what the candidate does not have; without anything left nothing is run."""
+    tree = _tree(tmp_path / "tree")
+    off, on = b"# CONFIG_A is not set\n", b"CONFIG_A=y\n"
+    targets = ("drivers/a/a.o", "net/", "X=1")
+    builder = Builder(tree, (), Runner(), tmp_path / "build", targets)
+    assert builder.for_candidate(off) is None
+    kept = builder.for_candidate(on)
+    assert kept is not None
+    assert kept.targets == ("drivers/a/a.o", "X=1")
+    assert builder.for_candidate(None) is builder
+    whole = Builder(tree, (), Runner(), tmp_path / "build", ("vmlinux.o", "X=1"))
+    assert whole.for_candidate(off) is whole
+    verdict, why = CheckFinds(builder, "split-text")(off)
+    assert (verdict, why) == (Verdict.PASSES, "drivers/a/a.o net/ X=1: not built")
+    assert not builder.own_log.exists(), "nothing was run"

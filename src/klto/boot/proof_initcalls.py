@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from klto.boot.proofs import Finding, Heard, NotApplicable, Step
+from klto.boot.proofs import Facts, Finding, Heard, NotApplicable, Step
 from klto.boot.subject import Subject
 from klto.errors import UsageError
 from klto.kernel.initcall_tables import calls_in_log, log_differences
@@ -30,6 +30,9 @@ _RETURNED = re.compile(r"initcall (\S+?)\+0x[0-9a-f]+/0x[0-9a-f]+ returned (-?\d
 #: Bytes of the kernel's log (Documentation/admin-guide/kernel-parameters.txt): 20,000 lines. Two come of an initcall.
 _LOG = "4M"
 
+#: Characters of a line from which on init may have cut it.
+_CUT = 400
+
 #: LTO's names of initcalls as kallsyms has them: include/linux/init.h, __initcall_stub.
 _STUB = "__initstub__"
 
@@ -45,24 +48,44 @@ def prepare(subject: Subject) -> tuple[Step, ...]:
     expected = linked_initcalls(build_dir)
 
     def check(heard: Heard) -> Finding:
-        text, source = kernel_log(heard)
-        found = compare(expected, text)
-        return Finding(found.problem, (*found.evidence, f"read {source}"))
+        return judge(expected, heard)
 
     return (Step("initcalls", check, append=f"initcall_debug ignore_loglevel log_buf_len={_LOG}"),)
 
 
-def kernel_log(heard: Heard) -> tuple[str, str]:
-    """What the kernel said of initcalls, and where: in its log as init has read it; on the console where not all of
-    that came."""
-    lines = [(int(key[1:]), text) for key, text in heard.facts.items() if key.startswith("@")]
-    whole = heard.facts.get("whole") == "1" and heard.facts.get("sent") == str(len(lines))
-    if whole and lines:
-        return "\n".join(text for _, text in sorted(lines)), "in the kernel's log"
-    return (
-        heard.console,
-        "on the console, which loses bytes on a busy machine: init could not send the kernel's log",
+def judge(expected: Sequence[Initcall], heard: Heard) -> Finding:
+    """By the kernel's log, as init has read it; by the console where not all of the log came."""
+    log = kernel_log(heard.facts)
+    if log is not None:
+        found = compare(expected, log)
+        return Finding(found.problem, (*found.evidence, "read in the kernel's log"))
+    found = compare(expected, heard.console)
+    if found.problem is not None:
+        # Each call has two lines. Bytes that were lost do not make a right order of a wrong one.
+        second = compare(expected, heard.console, returned=True)
+        found = found if second.problem is not None else second
+    return Finding(
+        found.problem,
+        (
+            *found.evidence,
+            "read on the console, which loses bytes on a busy machine: the kernel's log did not come",
+        ),
     )
+
+
+def kernel_log(facts: Facts) -> str | None:
+    """What the kernel's log has of initcalls, as init has sent it; None when something is missing."""
+    lines: dict[int, str] = {}
+    for key, value in facts.items():
+        length, _, text = value.partition(" ")
+        if not (key.startswith("@") and key[1:].isdigit() and length.isdigit()):
+            continue
+        # Of long lines init sends the beginning (text.h, add_printable).
+        if len(text) == int(length) or _CUT < len(text) < int(length):
+            lines[int(key[1:])] = text
+    if facts.get("whole") != "1" or facts.get("sent") != str(len(lines)):
+        return None
+    return "\n".join(text for _, text in sorted(lines.items()))
 
 
 def linked_initcalls(build_dir: Path) -> list[Initcall]:
@@ -86,13 +109,17 @@ def linked_initcalls(build_dir: Path) -> list[Initcall]:
     return found
 
 
-def compare(expected: Sequence[Initcall], console: str) -> Finding:
-    """How the calls on a console differ from the objects' order, with the slowest of them."""
+def compare(expected: Sequence[Initcall], console: str, *, returned: bool = False) -> Finding:
+    """How the calls on a console, or in a log, differ from the objects' order, with the slowest of them.
+
+    :param returned: go by the lines of the calls' ends.
+    """
     before_init, _, _ = console.partition(_INIT_STARTS)
-    calls = calls_in_log(before_init)
+    ends = [name.removeprefix(_STUB) for name, _, _ in _RETURNED.findall(before_init)]
+    calls = ends if returned else calls_in_log(before_init)
     wanted = [call for call in in_run_order(expected) if not call.level.startswith("con")]
     if not calls:
-        return Finding("the console shows no initcall: the kernel ignored initcall_debug, or has no kallsyms")
+        return Finding("no initcall was traced: the kernel ignored initcall_debug, or has no kallsyms")
     wrong = log_differences(expected, calls)
     if not wrong and len(calls) > len(wanted):
         wrong = [

@@ -15,7 +15,7 @@ from enum import StrEnum
 from klto.boot.console import Report
 from klto.boot.initramfs import Entry
 
-#: Records that are kept of one boot; init sends some ten for most proofs, two for each module.
+#: Records that are kept of one boot; init sends some ten for most proofs, two for each module and each initcall.
 MAX_RECORDS = 20_000
 
 
@@ -112,11 +112,14 @@ class Transcript:
     def __init__(self, nonce: str) -> None:
         self._record = re.compile(rf"klto:{re.escape(nonce)} (\d{{1,9}}) ([a-z]+) (.*?) ?:{re.escape(nonce)}")
         self._records: dict[int, Record] = {}
+        #: Whether init has said that nothing follows.
+        self.done = False
 
     def take(self, line: str, at: float) -> None:
         """Look at one line of any channel; the same record may come by more than one."""
         for number, verb, rest in self._record.findall(line):
             name, _, text = rest.partition(" ")
+            self.done = self.done or verb == "done"
             if len(self._records) < MAX_RECORDS:
                 self._records.setdefault(int(number), Record(verb, name, text, at))
 
@@ -124,11 +127,6 @@ class Transcript:
     def channel(self) -> str:
         """The channel that init has chosen; empty when nothing was received."""
         return next((r.proof for r in self._records.values() if r.verb == "hello"), "")
-
-    @property
-    def done(self) -> bool:
-        """Whether init has said that nothing follows."""
-        return any(r.verb == "done" for r in self._records.values())
 
     def begun(self, proof: str) -> bool:
         """Whether init has begun a proof."""

@@ -81,7 +81,7 @@ class Machine:
             "-no-reboot",
             # The CPUs wait until klto has the monitor.
             *("-S", "-chardev", f"socket,id=qmp,fd={self.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
-            *("-chardev", f"socket,id=console,fd={self.console_fd}", "-serial", "chardev:console"),
+            *("-chardev", _printed("console", self.console_fd), "-serial", "chardev:console"),
             *self._verdict_channels(),
             *("-kernel", os.fspath(self.kernel)),
             *("-initrd", f"/proc/self/fd/{self.initrd_fd}"),
@@ -93,12 +93,17 @@ class Machine:
         # driver makes hvc0 while it probes (drivers/char/virtio_console.c, add_port) and not some time later.
         bus = "virtio-serial-pci" if self.arch is Arch.X86_64 else "virtio-serial-device"
         virtio = (
-            *("-chardev", f"socket,id=virtio,fd={self.virtio_fd}"),
+            *("-chardev", _printed("virtio", self.virtio_fd)),
             *("-device", f"{bus},max_ports=1", "-device", "virtconsole,chardev=virtio"),
         )
         if self.arch is Arch.ARM64:  # its virt machine has one UART (hw/arm/virt.c, 7.2)
             return virtio
-        return ("-chardev", f"socket,id=uart,fd={self.uart_fd}", "-serial", "chardev:uart", *virtio)
+        return ("-chardev", _printed("uart", self.uart_fd), "-serial", "chardev:uart", *virtio)
+
+
+def _printed(name: str, descriptor: int) -> str:
+    """``-chardev`` for the end of a pipe."""
+    return f"file,id={name},path=/proc/self/fd/{descriptor}"
 
 
 #: No devices but those asked for, no configuration of the user's, no window, no network, no disk.

@@ -245,8 +245,8 @@ def _boot(request: BootRequest, qemu: Path, initramfs: bytes, plan: BootPlan) ->
 
 def _follow(machine: Machine, initrd: IO[bytes], ends: Wires, session: Session, log: Path) -> QemuLife:
     """Start QEMU and watch it to its end."""
-    output = ends.descriptor("output")
-    inherited = (initrd.fileno(), *(end.fileno() for end in ends.far.values()))
+    output = ends.far["output"]
+    inherited = (initrd.fileno(), *ends.far.values())
     argv = machine.argv()
     with process.started(argv, stdout=output, stderr=output, pass_fds=inherited) as child:
         ends.hand_over()
@@ -287,10 +287,10 @@ def _machine(request: BootRequest, qemu: Path, accelerator: Accelerator, initrd:
         accelerator,
         request.image.path.absolute(),
         initrd_fd=initrd,
-        console_fd=ends.descriptor("console"),
-        uart_fd=ends.descriptor("uart"),
-        virtio_fd=ends.descriptor("virtio"),
-        qmp_fd=ends.descriptor("qmp"),
+        console_fd=ends.far["console"],
+        uart_fd=ends.far["uart"],
+        virtio_fd=ends.far["virtio"],
+        qmp_fd=ends.far["qmp"],
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,9 +26,13 @@ END_SECONDS = 5.0
 #: Seconds that QEMU may take to answer a question.
 ANSWER_SECONDS = 2.0
 
-#: Bytes that a verdict channel may carry; init's records are a few KiB; a
-#: configuration some 100, thousands of kernel modules a few hundred.
+#: Bytes that a verdict channel may carry. Most of init's records are a few KiB, a configuration some 100, thousands of
+#: initcalls or kernel modules a few hundred.
 MAX_VERDICT_BYTES = 4 << 20
+
+
+#: Of a pipe for what the guest prints: all that a boot with every initcall traced prints on one channel.
+PIPE_BYTES = 1 << 20
 
 
 class Ending(StrEnum):
@@ -67,30 +73,45 @@ class QemuLife:
 
 
 class Wires:
-    """The sockets between klto and one QEMU. klto reads ``near``; QEMU inherits ``far``."""
+    """The pipes between klto and one QEMU, and a socket for its monitor: descriptors. klto has ``near``; QEMU inherits
+    ``far``.
+
+    What the guest prints goes through pipes of :data:`PIPE_BYTES`. A socket takes QEMU's writes of one byte as messages
+    of hundreds: it is full after a few lines that klto, on a busy machine, does not read at once. QEMU then makes the
+    UART's transmitter wait, and after 10 ms the kernel's console drops a byte (8250_port.c, wait_for_lsr); the virtio
+    console drops all of a write (QEMU 7.2, hw/char/virtio-console.c, flush_buf).
+    """
 
     NAMES = ("console", "uart", "virtio", "qmp", "output")
 
     def __init__(self) -> None:
-        self.near: dict[str, socket.socket] = {}
-        self.far: dict[str, socket.socket] = {}
+        self.near: dict[str, int] = {}
+        self.far: dict[str, int] = {}
         for name in self.NAMES:
-            self.near[name], self.far[name] = socket.socketpair()
-            self.near[name].setblocking(False)
-
-    def descriptor(self, name: str) -> int:
-        """The descriptor that QEMU inherits."""
-        return self.far[name].fileno()
+            if name == "qmp":
+                self.near[name], self.far[name] = (end.detach() for end in socket.socketpair())
+            else:
+                self.near[name], self.far[name] = os.pipe()
+                _widen(self.far[name])
+            os.set_blocking(self.near[name], False)
 
     def hand_over(self) -> None:
         """Close our copies of QEMU's ends, so that its death is an end of file here."""
-        for end in self.far.values():
-            end.close()
+        while self.far:
+            os.close(self.far.popitem()[1])
 
     def close(self) -> None:
         """Close everything."""
-        for end in (*self.far.values(), *self.near.values()):
-            end.close()
+        self.hand_over()
+        while self.near:
+            os.close(self.near.popitem()[1])
+
+
+def _widen(pipe: int) -> None:
+    for size in (PIPE_BYTES, PIPE_BYTES >> 2):
+        with suppress(OSError):  # More than /proc/sys/fs/pipe-max-size, or than this user may have.
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
+            return
 
 
 @contextmanager
@@ -236,7 +257,7 @@ class Session:
         for key, _ in ready:
             end = self._ends.near[key.data]
             try:
-                data = end.recv(1 << 16)
+                data = os.read(end, 1 << 16)
             except (BlockingIOError, InterruptedError):
                 continue
             except ConnectionResetError:
@@ -250,7 +271,7 @@ class Session:
     def _send(self, data: bytes) -> None:
         """To QEMU's monitor. A QEMU that is gone or does not read is found out by the deadlines."""
         try:
-            self._ends.near["qmp"].sendall(data)
+            os.write(self._ends.near["qmp"], data)
         except OSError:
             return
 

@@ -23,7 +23,7 @@ from klto.objects.kind import kind_of
 #: Options of ld.lld that take the next word (those that Kbuild gives to the vmlinux.o link).
 _WITH_VALUE = frozenset(("-m", "-mllvm", "-z", "-o", "-T", "-e"))
 
-#: Folders of the kind below of which something is in vmlinux.a, when they belong to the kernel.
+#: Those of :data:`_FOLDERS` that have members in vmlinux.a, if they are part of the kernel.
 _IN_VMLINUX = (
     ("arch/*/purgatory", ("*.ro", "*.o")),
     ("arch/*/kernel/pi", ("*.o",)),
@@ -131,10 +131,14 @@ class BuildDir:
         return [path for path in dict.fromkeys(paths) if role_of(path) is not Role.OBJECT]
 
     def _left_over(self, folder: Path, files: list[Path]) -> bool:
-        """Whether an earlier configuration's: vmlinux.a was made after these files, and has nothing of the folder."""
+        """Whether an earlier configuration's: vmlinux.a was made after these files and this configuration
+        (include/config/auto.conf), and has nothing of the folder."""
         archive = self.path / "vmlinux.a"
         try:
-            if any(file.stat().st_mtime_ns > archive.stat().st_mtime_ns for file in files):
+            made = archive.stat().st_mtime_ns
+            if any(
+                file.stat().st_mtime_ns > made for file in (*files, self.path / "include/config/auto.conf")
+            ):
                 return False
             members = read_archive(archive).members
         except (OSError, MalformedObject):

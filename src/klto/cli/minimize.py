@@ -201,7 +201,7 @@ def _options(args: argparse.Namespace) -> int:
         *(r.line() for r in held),
         *request.identity,
     )
-    question = OptionsQuestion(tree, toolchain, good, bad, held, state_folder(args.state, asked))
+    question = OptionsQuestion(tree, toolchain, good, bad, held, state_folder(args.state, asked), asked)
     runner, watcher = Runner(), Watcher(args.quiet)
     result = minimise_options(
         question,

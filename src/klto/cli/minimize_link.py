@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     state = state_folder(args.state, asked)
     runner, watcher = Runner(), Watcher(args.quiet)
     linker = Linker(link, toolchain, state, runner, args.jobs or default_jobs())
-    search = LinkSearch(link, state, watcher, watcher.note, runner.stop, args.calls, tuple(args.among))
+    search = LinkSearch(link, state, watcher, watcher.note, runner.stop, args.calls, tuple(args.among), asked)
     oracle = _oracle(request, linker, tree, runner)
     if args.what == "flags":
         result = search.flags(_link_only(oracle).flags, flags)

@@ -106,24 +106,23 @@ def without_controls(data: bytes) -> bytes:
 
 def _without_escapes(data: bytes) -> bytes:
     if b"\x1b" in data:
-        if data.count(b"\x1b") > _MANY_ESCAPES:
-            data = _without_colours(data)
-        if b"\x1b" in data:
-            data = _ESCAPES.sub(b"", data)
+        mark = next((byte for byte in _MARKS if byte not in data), None)
+        if mark is not None and data.count(b"\x1b") > _MANY_ESCAPES:
+            return _in_arrays(data, mark)
+        data = _ESCAPES.sub(b"", data)
     return data
 
 
-def _without_colours(data: bytes) -> bytes:
-    """Without control sequences that have parameters only (colours, erased lines).
+def _in_arrays(data: bytes, mark: int) -> bytes:
+    """Without escape sequences: those that have parameters only (colours, erased lines) in arrays, others one by one.
 
     CR LF is LF afterwards where no other CR is.
+
+    :param mark: a byte that is not in ``data``.
     """
-    mark = next((byte for byte in _MARKS if byte not in data), None)
-    if mark is None:
-        return data
     bytes_ = np.frombuffer(data + bytes(_PARAMETERS + 3), np.uint8).copy()
-    begins = np.flatnonzero(bytes_ == 0x1B)
-    begins = begins[bytes_[begins + 1] == ord("[")]
+    escapes = np.flatnonzero(bytes_ == 0x1B)
+    begins = escapes[bytes_[escapes + 1] == ord("[")]
     for length in range(3, _PARAMETERS + 3):
         last = bytes_[begins + (length - 1)]
         ended = begins[(last >= 0x40) & (last <= 0x7E)]
@@ -132,6 +131,11 @@ def _without_colours(data: bytes) -> bytes:
         begins = begins[(last >= 0x30) & (last <= 0x3F)]
         if not len(begins):
             break
+    # No sequence has an escape in it: whether one begins at a place does not depend on the others.
+    for at in escapes[bytes_[escapes] == 0x1B].tolist():
+        found = _ESCAPES.match(data, at)
+        if found:
+            bytes_[at : found.end()] = mark
     returns = np.flatnonzero(bytes_ == 0x0D)
     if (bytes_[returns + 1] == 0x0A).all():
         bytes_[returns] = mark

@@ -16,22 +16,21 @@ from klto.process import child_environment
 _STEP = re.compile(r"^  ([A-Z][A-Z0-9_+-]*)(?: \[[MU]+\])? +(\S+)$")
 
 #: ``make[3]: *** [scripts/Makefile.build:243: init/main.o] Error 1`` (GNU make's src/job.c, child_error).
-_FAILED = re.compile(r"^make(?:\[(\d+)\])?: \*\*\* \[(?:[^\]]*: )?([^\]: ]+)\] (Error (\d+)|[A-Z][a-z].*)$")
+_FAILED = re.compile(r"^g?make(?:\[(\d+)\])?: \*\*\* \[(?:[^\]]*: )?([^\]: ]+)\] (Error (\d+)|[A-Z][a-z].*)$")
 
 #: Kbuild's verbs for compiling or assembling one object of the kernel.
 OBJECT_VERBS = frozenset(("CC", "AS"))
 
 #: make's own talk: it repeats one failure for every level of recursion.
-_MAKE_TALK = re.compile(r"^make(\[\d+\])?: (\*\*\* (Waiting for|Deleting)|Entering|Leaving|Target)")
+_MAKE_TALK = re.compile(r"^g?make(\[\d+\])?: (\*\*\* (Waiting for|Deleting)|Entering|Leaving|Target)")
 
-#: ``make[2]: *** No rule to make target 'x'.  Stop.``, ``Makefile:204: *** text.  Stop.`` (GNU make, fatal()).
-_FATAL = re.compile(r"^(?:make(?:\[(\d+)\])?|[^\s:]+:\d+): \*\*\* (?!\[)(.+?)\.?(?:  Stop\.)?$")
+#: What make cannot do itself (GNU make's fatal()): ``make[2]: *** No rule to make target 'x'.  Stop.``, without the end
+#: under -k; ``Makefile:204: *** text.  Stop.``
+_FATAL = re.compile(r"^g?make(?:\[(\d+)\])?: \*\*\* (?!\[|wait: )(.+?)\.?(?:  Stop\.)?$")
+_FATAL_IN = re.compile(r"^\S.*?:\d+: \*\*\* (.+?)\.?  Stop\.$")
 
-#: Deeper than any make that says how deep it is.
-_DEEP = 99
-
-#: Lines of a failing command to show. The whole log is on disk.
-_SHOWN_LINES = 40
+#: Lines of a failing command to show. The whole log is on disk. And before a line of make's own.
+_SHOWN_LINES, _LINES_BEFORE_FATAL = 40, 10
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,31 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
     failures: list[MakeFailure] = []
     shown: set[int] = set()
     deepest = 0
+    # Of make's own failure that does not say how deep it is, the make above it does.
+    unplaced = False
     for at, line in enumerate(lines):
         found = _FAILED.match(line)
         if not found:
-            fatal = _FATAL.match(line)
-            if fatal and not _MAKE_TALK.match(line):
-                failures.append(MakeFailure("make", fatal[2], None, tuple(lines[max(0, at - 10) : at + 1])))
-                deepest = max(deepest, int(fatal[1] or _DEEP))
+            own, within = _own_failure(line), _FATAL_IN.match(line)
+            if own or within:
+                before = _own_lines(lines, max(0, at - _LINES_BEFORE_FATAL), at, shown)
+                reason = own[2] if own else within[1] if within else ""
+                failures.append(MakeFailure("make", reason, None, (*before, line)))
+                deepest = max(deepest, int(own[1] or 0) if own else 0)
+                unplaced = within is not None
             continue
         depth, status = int(found[1] or 0), int(found[4]) if found[4] else None
         # A make whose sub-make failed reports that as Error 2 (GNU make's MAKE_FAILURE).
-        if failures and status == 2 and depth < deepest:
+        if failures and status == 2 and (depth < deepest or unplaced):
+            deepest, unplaced = max(deepest, depth), False
             continue
         deepest = max(deepest, depth)
         failures.append(MakeFailure(found[2], found[3], status, _lines_before(lines, at, found[2], shown)))
     return failures
+
+
+def _own_failure(line: str) -> re.Match[str] | None:
+    return None if _MAKE_TALK.match(line) else _FATAL.match(line)
 
 
 def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -> tuple[str, ...]:
@@ -122,17 +131,18 @@ def _lines_before(lines: Sequence[str], at: int, target: str, shown: set[int]) -
         if step is not None and step.target == target:
             begin = index + 1
             break
+    return _own_lines(lines, begin, at, shown)
+
+
+def _own_lines(lines: Sequence[str], begin: int, end: int, shown: set[int]) -> tuple[str, ...]:
+    """Lines that are not other jobs' and not shown yet; in their middle some are left out."""
     own = []
-    for index in range(begin, at):
-        if (
-            index in shown
-            or parse_step(lines[index])
-            or _MAKE_TALK.match(lines[index])
-            or _FAILED.match(lines[index])
-        ):
-            continue
-        shown.add(index)
-        own.append(lines[index])
+    for index in range(begin, end):
+        line = lines[index]
+        talk = parse_step(line) or _MAKE_TALK.match(line) or _FAILED.match(line) or _FATAL.match(line)
+        if not talk and not _FATAL_IN.match(line) and index not in shown:
+            shown.add(index)
+            own.append(line)
     if len(own) > _SHOWN_LINES:
         cut = len(own) - _SHOWN_LINES
         own = [*own[: _SHOWN_LINES // 2], f"[{cut} lines left out]", *own[-_SHOWN_LINES // 2 :]]

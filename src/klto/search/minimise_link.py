@@ -190,6 +190,8 @@ class LinkSearch:
     limit: int | None = None
     #: Patterns (fnmatch): objects: only these modules are items, the others stay in LTO.
     among: tuple[str, ...] = ()
+    #: Of :func:`klto.search.minimise_options.question_id`.
+    question: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -219,7 +221,7 @@ class LinkSearch:
         space = ObjectsSpace(modules, in_lto=enough)
         self.note(f"{space.count} bitcode modules; state: {self.state}")
         everything = frozenset(range(space.count))
-        with Memory(self.state) as memory:
+        with Memory(self.state, self.question) as memory:
             save = _saver(self.state / "best.json", find, modules)
             search = Search(space, oracle, memory, save, self.watch, self.stop, limit=self.limit)
             search.wanted = Verdict.FAILS if enough else Verdict.PASSES
@@ -264,7 +266,7 @@ class LinkSearch:
         """
         space = FlagsSpace(self.link, flags)
         self.note(f"{space.count} options; state: {self.state}")
-        with Memory(self.state) as memory:
+        with Memory(self.state, self.question) as memory:
             save = _saver(self.state / "best.json", "flags", flags)
             search = Search(space, oracle, memory, save, self.watch, self.stop, limit=self.limit)
             as_built = search.judge(frozenset()).verdict

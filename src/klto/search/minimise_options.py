@@ -40,6 +40,7 @@ class OptionsQuestion:
     :ivar bad: a file.
     :ivar held: what every candidate must have.
     :ivar state: where verdicts and the best result are kept; the same question goes on there.
+    :ivar id: of :func:`question_id`; empty when nobody else uses ``state``.
     """
 
     tree: KernelTree
@@ -48,6 +49,7 @@ class OptionsQuestion:
     bad: Path
     held: Requests
     state: Path
+    id: str = ""
 
     @property
     def best_config(self) -> Path:
@@ -85,24 +87,8 @@ def question_id(*parts: object) -> str:
 
 
 def state_folder(chosen: Path | None, question: str) -> Path:
-    """Where verdicts on a question are kept: a folder of its own in the user's cache, or the chosen one.
-
-    :param question: what :func:`question_id` says.
-    :raises UsageError: the chosen one has verdicts on another question.
-    """
-    folder = make_directory((chosen or user_cache_dir() / "minimize" / question).absolute())
-    asked = folder / "question"
-    try:
-        before = asked.read_text().strip()
-    except OSError:
-        before = ""
-    if before and before != question:
-        raise UsageError(
-            f"--state {folder}: holds verdicts on another question", "name another folder, or none"
-        )
-    if not before:
-        write_whole(asked, question + "\n")
-    return folder
+    """Where verdicts on a question are kept: the folder that was chosen, or one of its own in the user's cache."""
+    return (chosen or user_cache_dir() / "minimize" / question).absolute()
 
 
 def minimise_options(
@@ -122,7 +108,7 @@ def minimise_options(
     :raises CallLimit: past ``limit``; what is best so far is on disk.
     """
     make_directory(question.state)
-    with _space(question) as space, Memory(question.state) as memory:
+    with _space(question) as space, Memory(question.state, question.id) as memory:
         note(f"{space.count} options differ; state: {question.state}")
 
         def save(chosen: frozenset[int], outcome: OptionsOutcome) -> None:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ import msgspec
 
 from klto.errors import BuildError, ProofError, UsageError
 from klto.files import make_directory, write_whole
-from klto.kernel.kbuild_objects import builds
+from klto.kernel.kbuild_objects import leaves_out
 from klto.kernel.kconfig_requests import read_config
 from klto.kernel.tree import KernelTree
 from klto.process import describe_status, quote
@@ -148,15 +148,20 @@ class Builder:
             write_whole(place / ".config", config)
         return self.klto("build", *self.options, "--lto", "keep", "-q", *more, *self.targets, timeout=timeout)
 
-    def not_built(self, config: bytes | None) -> str | None:
-        """The first target that a configuration does not build: make would, an object or a folder that is named."""
-        targets = [t for t in self.targets if t.endswith((".o", "/")) and t != "vmlinux.o"]
-        if config is None or not targets:
-            return None
+    def for_candidate(self, config: bytes | None) -> Builder | None:
+        """This without the objects and folders that a configuration leaves out, which make would build when they are
+        named; None when nothing else was to be built."""
+        if config is None or not any(map(_may_be_left_out, self.targets)):
+            return self
         candidate = make_directory(self.build_dir) / "candidate.config"
         write_whole(candidate, config)
         values = read_config(candidate)
-        return next((target for target in targets if not builds(self.tree, values, target)), None)
+        left = tuple(
+            target
+            for target in self.targets
+            if not (_may_be_left_out(target) and leaves_out(self.tree, values, target))
+        )
+        return replace(self, targets=left) if any("=" not in target for target in left) else None
 
     def klto(self, command: str, *arguments: str, timeout: float | None = None) -> Ran:
         """Another command of klto on the build dir."""
@@ -172,6 +177,11 @@ class Builder:
         return said[-1][:160] if said else describe_status(ran.status or 0)
 
 
+def _may_be_left_out(target: str) -> bool:
+    made_later = target == "vmlinux.o" or target.endswith(".mod.o")
+    return target.endswith((".o", "/")) and not made_later and "=" not in target
+
+
 class _Judge(Protocol):
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]: ...
 
@@ -185,10 +195,10 @@ class BuildFailsLike:
 
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]:
         """Build and compare."""
-        without = self.builder.not_built(config)
-        if without is not None:
-            return Verdict.PASSES, f"{without} is not built"
-        ran = self.builder.build(config, *NO_CHECKS)
+        builder = self.builder.for_candidate(config)
+        if builder is None:
+            return Verdict.PASSES, f"{' '.join(self.builder.targets)}: not built"
+        ran = builder.build(config, *NO_CHECKS)
         if ran.status == 0:
             return Verdict.PASSES, "builds"
         if ran.status != BuildError.exit_status:
@@ -259,10 +269,10 @@ class CheckFinds:
 
     def __call__(self, config: bytes | None) -> tuple[Verdict, str]:
         """Build and check."""
-        without = self.builder.not_built(config)
-        if without is not None:
-            return Verdict.PASSES, f"{without} is not built"
-        ran = self.builder.build(config)
+        builder = self.builder.for_candidate(config)
+        if builder is None:
+            return Verdict.PASSES, f"{' '.join(self.builder.targets)}: not built"
+        ran = builder.build(config)
         if ran.status not in (0, 3):
             return Verdict.UNRESOLVED, self.builder.last_line(ran)
         return finds(self.builder, self.rule)

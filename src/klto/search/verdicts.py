@@ -11,7 +11,7 @@ from types import TracebackType
 import msgspec
 
 from klto.errors import UsageError
-from klto.files import make_directory
+from klto.files import make_directory, write_whole
 
 
 class Verdict(StrEnum):
@@ -37,11 +37,14 @@ class Judged(msgspec.Struct, frozen=True):
 class Memory:
     """The verdicts of one question, in ``verdicts.jsonl`` of its folder. A context manager that holds its lock.
 
-    :raises UsageError: the folder cannot be written, or another klto works on the same question.
+    :param question: its name; empty where the folder has only one. The file ``question`` has it.
+    :raises UsageError: the folder cannot be written, another klto works on the same question, or it has verdicts on
+        another one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, question: str = "") -> None:
         self.folder = folder
+        self._question = question
         self.path = folder / "verdicts.jsonl"
         self._known: dict[str, Judged] = {}
         self._descriptor: int | None = None
@@ -69,7 +72,27 @@ class Memory:
             except msgspec.DecodeError:
                 continue
             self._known[judged.key] = judged
+        try:
+            self._claim()
+        except UsageError:
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def _claim(self) -> None:
+        file = self.folder / "question"
+        try:
+            asked = file.read_text(errors="replace").strip()
+        except OSError:
+            # A folder that is named after its question needs no such file.
+            asked = self.folder.name
+        if not self._question or asked == self._question:
+            return
+        if self._known:
+            raise UsageError(
+                f"{self.folder} has verdicts on another question", "name another folder with --state"
+            )
+        write_whole(file, self._question + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

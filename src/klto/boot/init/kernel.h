@@ -59,7 +59,7 @@ static long system_call(long number, long a, long b, long c, long d)
 }
 
 /* include/uapi/asm-generic/errno-base.h and errno.h */
-enum { ENOENT = 2, EAGAIN = 11, ENODEV = 19, EPIPE = 32, ENOSYS = 38 };
+enum { ENOENT = 2, ENODEV = 19, EPIPE = 32, ENOSYS = 38 };
 enum { AT_FDCWD = -100 };                                   /* include/uapi/linux/fcntl.h */
 /* include/uapi/asm-generic/fcntl.h */
 enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_NOCTTY = 0400, O_NONBLOCK = 04000 };

@@ -37,19 +37,23 @@ static enum status prove_init(void)
 }
 
 /*
- * Send what initcall_debug has put into the kernel's log before init, as facts of the form: @NUMBER TEXT. The console
- * has it too, but loses bytes on a busy machine: serial8250_console_putchar() waits 10 ms for the transmitter, no more.
+ * Send what initcall_debug has put into the kernel's log before init, as facts of the form: @NUMBER LENGTH TEXT. The
+ * console has it too, but loses bytes on a busy machine: drivers/tty/serial/8250/8250_port.c waits 10 ms for the
+ * transmitter, no more. So it is of no use to send them by way of the console.
  * A record of /dev/kmsg is "LEVEL,SEQUENCE,MICROSECONDS,FLAGS;TEXT\n" (Documentation/ABI/testing/dev-kmsg).
  */
 static enum status prove_initcalls(void)
 {
-	static char entry[1 << 13]; /* kernel/printk/internal.h: CONSOLE_EXT_LOG_MAX of 6.1, PRINTK_MESSAGE_MAX since */
+	static char entry[1 << 13]; /* include/linux/printk.h of 6.1, CONSOLE_EXT_LOG_MAX; less since */
 	ulong sent = 0;
-	long n, overwritten = 0, fd = open_file("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	long n, overwritten = 0, init_starts = 0, fd;
 
+	if (*channel->prefix)
+		return PASSED;
+	fd = open_file("/dev/kmsg", O_RDONLY | O_NONBLOCK);
 	if (fd < 0)
-		return PASSED; /* klto looks at the console */
-	while ((n = system_call(NR_read, fd, (long)entry, sizeof(entry) - 1, 0)) > 0 || n == -EPIPE) {
+		return PASSED;
+	while (!init_starts && ((n = system_call(NR_read, fd, (long)entry, sizeof(entry) - 1, 0)) > 0 || n == -EPIPE)) {
 		char *sequence, *text, *end;
 		struct text line;
 
@@ -66,18 +70,21 @@ static enum status prove_initcalls(void)
 			end[-1] = '\0';
 		if (!sent && !to_number(sequence))
 			fact_number("initcalls", "whole", 1);
-		if (behind(text, "Run ")) /* init/main.c, run_init_process */
-			break;
+		/* init/main.c, run_init_process: the last line before init */
+		init_starts = behind(text, "Run ") && ends_with(text, " as init process");
 		if (!behind(text, "calling ") && !behind(text, "initcall "))
 			continue;
 		open_record(&line, "fact", "initcalls @");
 		add_number(&line, sent++);
 		add(&line, " ");
+		add_number(&line, length(text));
+		add(&line, " ");
 		add_printable(&line, text);
 		close_record(&line);
 	}
 	close_file(fd);
-	fact_number("initcalls", "sent", overwritten ? 0 : (long)sent);
+	if (init_starts && !overwritten)
+		fact_number("initcalls", "sent", (long)sent);
 	return PASSED;
 }
 

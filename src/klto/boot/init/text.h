@@ -85,6 +85,22 @@ static char *behind_byte(char *string, char byte)
 	return *string ? string + 1 : 0;
 }
 
+static ulong length(const char *string)
+{
+	ulong size = 0;
+
+	while (string[size])
+		size++;
+	return size;
+}
+
+static int ends_with(const char *string, const char *end)
+{
+	ulong size = length(string), wanted = length(end);
+
+	return size >= wanted && same(string + size - wanted, end);
+}
+
 /* Behind `prefix`, or 0 when the string does not begin with it. */
 static const char *behind(const char *string, const char *prefix)
 {
