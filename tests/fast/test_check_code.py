@@ -7,14 +7,17 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from check_helpers import ARM64, FULL, THIN, X86, asm, build_dir, c, linked, of_build, of_link, of_paths, put
 from objects_helpers import LLVMS, tool
 
 from klto.check.finding import Level
 from klto.check.run import check_paths
+from klto.check.subject import open_subject
 from klto.cli.check import _rules
 from klto.objects.elf import SHT_SYMTAB_SHNDX, Elf
+from klto.objects.relocation_types import relocation_name
 
 PURGATORY = "int helper(int x) { return x * 7; } int purgatory(int x) { return helper(x) + 1; }"
 
@@ -245,6 +248,53 @@ def test_got_in_vmlinux(tmp_path: Path) -> None:
     assert [f.section for f in of_paths("unexpected-reloc", vmlinux)] == [".got"]
     clean = linked(tmp_path / "vmlinux", asm(".globl _start\n_start: ret\n"), flags=("-e", "_start"))
     assert of_paths("unexpected-reloc", clean) == []
+
+
+def test_weak_symbols_that_nobody_defines(tmp_path: Path) -> None:
+    """arm64's defconfig has four, of EFI: relocate.c skips them, and leaves the 0 that they are."""
+    text = "adrp x0, :got:{0}\nldr x0, [x0, :got_lo12:{0}]\n.data\n.quad {0}\n.globl own\nown: .quad own\n"
+    flags = ("-shared", "-Bsymbolic", "-z", "notext", "--no-apply-dynamic-relocs")
+    weak = linked(tmp_path / "weak/vmlinux", asm(".weak maybe\n" + text.format("maybe"), ARM64), flags=flags)
+    tables = open_subject(str(weak)).tables
+    assert tables is not None
+    kinds = {relocation_name(tables.machine, number) for number in np.unique(tables.types).tolist()}
+    assert kinds == {"R_AARCH64_GLOB_DAT", "R_AARCH64_ABS64", "R_AARCH64_RELATIVE"}
+    assert of_paths("unexpected-reloc", weak) == []
+    for body in (text.format("missing"), ".weak maybe\n.quad maybe\n" + text.format("missing")):
+        strong = linked(tmp_path / "strong/vmlinux", asm(body, ARM64), flags=flags)
+        found = of_paths("unexpected-reloc", strong)
+        assert {(f.level, (f.seen or "").split()[1]) for f in found} == {
+            (Level.ERROR, "R_AARCH64_GLOB_DAT"),
+            (Level.WARNING, "R_AARCH64_ABS64"),
+        }
+    other = asm(".weak maybe\n.data\n.quad maybe + 8\n", ARM64)
+    assert len(of_paths("unexpected-reloc", linked(tmp_path / "other/vmlinux", other, flags=flags))) == 1
+    # As the kernel's linker script has it.
+    script = tmp_path / "script"
+    script.write_text(
+        "SECTIONS { .text : { *(.text) } .got : { *(.got) } .data : { *(.data) } .rela.dyn : { *(.rela.*) }\n"
+        "/DISCARD/ : { *(.dynsym .dynstr .hash .gnu.hash .interp .dynamic) } }\n"
+    )
+    weak = linked(
+        tmp_path / "weak/vmlinux",
+        asm(".weak maybe\n" + text.format("maybe"), ARM64),
+        flags=(*flags, "-T", str(script)),
+    )
+    tables = open_subject(str(weak)).tables
+    assert tables is not None
+    assert set(tables.relocations.entries["r_sym"].tolist()) == {0}
+    assert of_paths("unexpected-reloc", weak) == []
+    twice = (
+        ".globl a, b\n.weak maybe\n"
+        + text.format("a")
+        + ".text\n"
+        + text.format("b").replace("own", "other")
+        + "a: b: .quad maybe\n"
+    )
+    preemptible = linked(
+        tmp_path / "two/vmlinux", asm(twice, ARM64), flags=(*flags[:1], *flags[2:], "-T", str(script))
+    )
+    assert Level.ERROR in {f.level for f in of_paths("unexpected-reloc", preemptible)}
 
 
 def test_section_table(tmp_path: Path) -> None:

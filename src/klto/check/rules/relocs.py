@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from klto.check.finding import Finding, Level
 from klto.check.roles import Role
@@ -52,6 +53,37 @@ _DYNAMIC_ARM64 = frozenset(("R_AARCH64_NONE", "R_AARCH64_RELATIVE"))
 #: Sections that must be empty in vmlinux, and the sizes that .got.plt's header may have:
 #: arch/x86/kernel/vmlinux.lds.S and arch/arm64/kernel/vmlinux.lds.S, ASSERT(SIZEOF(...)) (6.1 and 6.12).
 _EMPTY = {_X86_64: (".got", ".plt", ".rela.dyn"), _AARCH64: (".plt", ".data.rel.ro")}
+
+
+#: st_info >> 4 (System V ABI, gABI 4.19).
+_STB_WEAK = 2
+#: R_AARCH64_GLOB_DAT (ELF for the Arm 64-bit Architecture, 5.7.12).
+_GLOB_DAT_ARM64 = 1025
+
+
+def _of_undefined_weak(tables: Tables) -> npt.NDArray[np.bool_]:
+    """Which of an image's run-time relocations are of weak symbols that nobody defines: to skip them leaves the 0 that
+    they are.
+
+    arm64's vmlinux is linked with -Bsymbolic and --no-undefined (Makefile and arch/arm64/Makefile, 6.1 and 6.12), so
+    that no others are looked up by name. Which symbol it is ld.lld does not say: .dynsym is discarded (vmlinux.lds.S),
+    the number is 0; where it is kept, undefined symbols come first in it (lld/ELF/SyntheticSections.cpp,
+    GnuHashTableSection::addSymbols). Each has one entry in the GOT: of more some are others'.
+    """
+    entries = tables.relocations.entries
+    symtab = tables.elf.symtab
+    nothing = np.zeros(len(entries), np.bool_)
+    if symtab is None:
+        return nothing
+    # The first entry is none (gABI 4.18).
+    undefined = tables.symbol_section[1:] == 0
+    weak = undefined & (symtab.table["st_info"][1:] >> 4 == _STB_WEAK)
+    count = int(weak.sum())
+    in_got = int((entries["r_type"] == _GLOB_DAT_ARM64).sum())
+    if count == 0 or in_got > count or not np.array_equal(weak, undefined):
+        return nothing
+    found: npt.NDArray[np.bool_] = (entries["r_sym"] <= count) & (entries["r_addend"] == 0)
+    return found
 
 
 class UnexpectedReloc(Rule):
@@ -127,6 +159,7 @@ class UnexpectedReloc(Rule):
         if tables.machine != _AARCH64 or ".rela.dyn" not in tables.names:
             return
         dynamic = tables.relocations.table == tables.names.index(".rela.dyn")
+        dynamic &= ~_of_undefined_weak(tables)
         types = np.unique(tables.types[dynamic]).tolist()
         from klto.objects.relocation_types import relocation_name
 
