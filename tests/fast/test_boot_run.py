@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 
 from klto.boot import accelerator, console, run, session
 from klto.boot.accelerator import choose_accelerator
+from klto.boot.console import Console
 from klto.boot.images import Arch
-from klto.boot.proofs import ProofStatus
+from klto.boot.proofs import ProofStatus, Transcript
 from klto.boot.qemu import Accelerator
 from klto.boot.run import BootResult, boot_kernel
-from klto.boot.session import wires
+from klto.boot.session import Session, Stopwatch, wires
 from klto.errors import UsageError
 
 
@@ -284,3 +286,24 @@ def test_wires_take_what_a_guest_prints_while_klto_does_not_read(name: str) -> N
         os.set_blocking(ends.far[name], False)
         assert sum(os.write(ends.far[name], b"x") for _ in range(100_000)) == 100_000
         assert len(os.read(ends.near[name], 200_000)) == 100_000
+
+
+def test_what_the_kernel_printed_before_a_record_is_read_before_it(tmp_path: Path) -> None:
+    """A warning belongs to the proof that ran, however far behind klto is."""
+    transcript, clock = Transcript("0123"), iter(range(1000))
+    with (
+        wires() as ends,
+        (tmp_path / "log").open("wb", buffering=0) as log,
+        selectors.DefaultSelector() as selector,
+    ):
+        printed = Console(log, lambda: float(next(clock)))
+        session = Session(ends, printed, transcript, Stopwatch(), 60.0)
+        for name, end in ends.near.items():
+            selector.register(end, selectors.EVENT_READ, name)
+        os.write(
+            ends.far["console"], b"line\n" * 40_000 + b"WARNING: CPU: 0 PID: 1 at kernel/x.c:7 f+0x1/0x2\n"
+        )
+        os.write(ends.far["uart"], b"klto:0123 0 end init passed :0123\n")
+        assert session._read(selector, 1.0)
+        assert len(printed.reports) == 1
+        assert transcript.end("init") is not None

@@ -70,14 +70,24 @@ def test_what_an_earlier_configuration_left_behind(tmp_path: Path) -> None:
     main, part = (
         put(c("int x;"), tmp_path / name) for name in ("init/main.o", f"{folder}/kexec-purgatory.o")
     )
-    configured = tmp_path / "include/config/auto.conf"
-    configured.parent.mkdir(parents=True)
-    configured.touch()
     other = build_dir(tmp_path, inputs=[main])
     assert of_build("split-text", other) == []
-    os.utime(configured, (time.time() + 10,) * 2)
-    assert len(of_build("split-text", other)) == 1, "vmlinux.a is of another configuration"
-    os.utime(configured, (time.time() - 10,) * 2)
+    # vmlinux.a may be of another configuration: this one has it, and its build got no further than that.
+    tree = tmp_path / "linux"
+    for name, text in (
+        ("Makefile", "VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 0\n"), ("Kconfig", ""),
+        ("arch/Kconfig", "config LTO_CLANG_THIN\n\tbool\n"), ("arch/x86/Makefile", ""),
+        ("scripts/kconfig/Makefile", ""),
+        ("arch/x86/Kconfig", "config X86\n\tselect ARCH_SUPPORTS_LTO_CLANG\n"), ("scripts/Makefile.build", ""),
+        ("Kbuild", "obj-y += arch/$(SRCARCH)/\n"), ("arch/x86/Kbuild", "obj-$(CONFIG_KEXEC_FILE) += purgatory/\n"),
+    ):  # fmt: skip
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+    (tmp_path / "source").symlink_to(tree)
+    assert of_build("split-text", other) == []
+    (tmp_path / ".config").write_text("CONFIG_LTO_CLANG_THIN=y\nCONFIG_KEXEC_FILE=y\n")
+    assert len(of_build("split-text", other)) == 1
+    (tmp_path / ".config").write_text("CONFIG_LTO_CLANG_THIN=y\n")
     assert of_build("split-text", other) == []
     os.utime(split, (time.time() + 10,) * 2)
     assert len(of_build("split-text", other)) == 1, "built since, alone"

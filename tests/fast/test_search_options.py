@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +26,7 @@ from klto.search.options import (
     values_of,
 )
 from klto.search.oracles import Builder, CheckFinds
-from klto.search.runner import Runner
+from klto.search.runner import Ran, Runner
 from klto.search.verdicts import Memory, Verdict
 
 
@@ -189,7 +193,7 @@ def test_whether_one_object_is_built(tmp_path: Path) -> None:
     for config, built in (
         ({"A": "y"}, ["drivers/a/a.o", "./drivers//a/a.o", "drivers/a/", "lib/ctype.o", "init/one.o"]),
         ({"B": "y"}, ["drivers/a/"]),
-        ({"NET": "m"}, ["net/core.o", "net/"]),
+        ({"NET": "m"}, ["net/core.o", "net/net.o", "net/"]),
         ({"PCI": "y"}, ["arch/x86/pci/i386.o"]),
         # An image's, and what no Kbuild file tells of.
         ({"A": "y"}, ["drivers/a/image.o", "drivers/a/stub/", "drivers/a/stub/stub.o", "arch/x86/boot/x.o"]),
@@ -222,3 +226,38 @@ def test_targets_that_a_candidate_has(tmp_path: Path) -> None:
     verdict, why = CheckFinds(builder, "split-text")(off)
     assert (verdict, why) == (Verdict.PASSES, "drivers/a/a.o net/ X=1: not built")
     assert not builder.own_log.exists(), "nothing was run"
+
+
+def test_findings_of_other_candidates_do_not_count(tmp_path: Path) -> None:
+    """The build dir is shared: what a target that is left out has made for another candidate is still there."""
+    tree = _tree(tmp_path / "tree")
+    arguments = []
+
+    class FakeRunner(Runner):
+        def run(
+            self, argv: Sequence[str | os.PathLike[str]], log: Path, *, cwd: Path | None = None,
+            extra: Mapping[str, str] | None = None, timeout: float | None = None,
+        ) -> Ran:  # fmt: skip
+            arguments.append(argv[-1])
+            finding = {"rule": "split-text", "artifact": "drivers/a/image.ro"}
+            return Ran(0, json.dumps({"findings": [finding]}))
+
+    builder = Builder(tree, (), FakeRunner(), tmp_path / "build", ("drivers/a/", "init/"))
+    judge = CheckFinds(builder, "split-text")
+    assert judge(b"CONFIG_A=y\n")[0] is Verdict.FAILS
+    assert judge(b"") == (Verdict.PASSES, "no split-text")
+    assert arguments == ["init/", "json", "init/", "json"]
+
+
+def test_a_target_that_the_failing_configuration_seems_not_to_build(tmp_path: Path) -> None:
+    """``../b.o`` of another folder's Kbuild file: no candidate is taken for one without it."""
+    tree = _tree(tmp_path / "tree")
+    failing = tmp_path / "failing.config"
+    failing.write_text("CONFIG_B=y\n")
+    builder = Builder(tree, (), Runner(), tmp_path / "build", ("drivers/b.o", "drivers/a/"))
+    assert builder.for_candidate(b"CONFIG_B=y\n") == replace(
+        builder, targets=("drivers/a/",), left_out=("drivers/b.o",)
+    )
+    knowing = builder.for_search(failing)
+    assert knowing.for_candidate(b"CONFIG_B=y\n") == knowing
+    assert knowing.for_candidate(b"") == replace(knowing, targets=("drivers/b.o",), left_out=("drivers/a/",))

@@ -76,10 +76,10 @@ class Wires:
     """The pipes between klto and one QEMU, and a socket for its monitor: descriptors. klto has ``near``; QEMU inherits
     ``far``.
 
-    What the guest prints goes through pipes of :data:`PIPE_BYTES`. A socket takes QEMU's writes of one byte as messages
-    of hundreds: it is full after a few lines that klto, on a busy machine, does not read at once. QEMU then makes the
-    UART's transmitter wait, and after 10 ms the kernel's console drops a byte (8250_port.c, wait_for_lsr); the virtio
-    console drops all of a write (QEMU 7.2, hw/char/virtio-console.c, flush_buf).
+    What the guest prints goes through pipes of :data:`PIPE_BYTES`, or what the system allows. A socket takes QEMU's
+    writes of one byte as messages of hundreds: it is full after a few lines that klto, on a busy machine, does not read
+    at once. QEMU then makes the UART's transmitter wait, and after 10 ms the kernel's console drops a byte
+    (8250_port.c, wait_for_lsr); the virtio console drops the whole write (hw/char/virtio-console.c of QEMU 7.2).
     """
 
     NAMES = ("console", "uart", "virtio", "qmp", "output")
@@ -87,13 +87,17 @@ class Wires:
     def __init__(self) -> None:
         self.near: dict[str, int] = {}
         self.far: dict[str, int] = {}
-        for name in self.NAMES:
-            if name == "qmp":
-                self.near[name], self.far[name] = (end.detach() for end in socket.socketpair())
-            else:
-                self.near[name], self.far[name] = os.pipe()
-                _widen(self.far[name])
-            os.set_blocking(self.near[name], False)
+        try:
+            for name in self.NAMES:
+                if name == "qmp":
+                    self.near[name], self.far[name] = (end.detach() for end in socket.socketpair())
+                else:
+                    self.near[name], self.far[name] = os.pipe()
+                    _widen(self.far[name])
+                os.set_blocking(self.near[name], False)
+        except OSError:
+            self.close()
+            raise
 
     def hand_over(self) -> None:
         """Close our copies of QEMU's ends, so that its death is an end of file here."""
@@ -204,7 +208,10 @@ class Session:
             if self._grace is None and (self._transcript.done or self._console.panicked):
                 self._grace = time.monotonic() + END_SECONDS
             if self._left(started) <= 0:
-                return self._expired()
+                while self._read(selector, 0) and not self._console.full:
+                    pass  # what klto had no time to read
+                if self._left(started) <= 0 and not (self._grace is None and self._transcript.done):
+                    return self._expired()
             if self._qmp.stopped:
                 return Ending.QEMU_STOPPED
             if not heard and not child.alive():
@@ -253,20 +260,32 @@ class Session:
 
     def _read(self, selector: selectors.BaseSelector, seconds: float) -> bool:
         """Read whatever is there, waiting for it up to ``seconds``; whether there was something."""
-        ready = selector.select(seconds)
-        for key, _ in ready:
-            end = self._ends.near[key.data]
-            try:
-                data = os.read(end, 1 << 16)
-            except (BlockingIOError, InterruptedError):
-                continue
-            except ConnectionResetError:
-                data = b""
-            if data:
-                self._sinks[key.data](data)
-            else:
-                selector.unregister(end)
+        ready = [key.data for key, _ in selector.select(seconds)]
+        # A record comes behind what the kernel printed before it: that is in the console's pipe by then.
+        verdicts = [(name, self._take(selector, name)) for name in ready if name in ("uart", "virtio")]
+        while not self._console.full and (data := self._take(selector, "console")):
+            self._from_console(data)
+        for name, data in verdicts:
+            self._sinks[name](data)
+        for name in ready:
+            if name in ("qmp", "output"):
+                self._sinks[name](self._take(selector, name))
         return bool(ready)
+
+    def _take(self, selector: selectors.BaseSelector, name: str) -> bytes:
+        """What a wire has; nothing, too, at its end, where it is looked at no more."""
+        end = self._ends.near[name]
+        if end not in selector.get_map():
+            return b""
+        try:
+            data = os.read(end, 1 << 16)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            selector.unregister(end)
+        return data
 
     def _send(self, data: bytes) -> None:
         """To QEMU's monitor. A QEMU that is gone or does not read is found out by the deadlines."""

@@ -15,7 +15,9 @@ from klto.check.roles import NATIVE_PARTS, Role, role_of
 from klto.check.saved import read_saved
 from klto.check.subject import Subject, open_subject
 from klto.errors import UsageError
+from klto.kernel.kbuild_objects import leaves_out
 from klto.kernel.ksyms_audit import Audit
+from klto.kernel.tree import KernelTree
 from klto.objects.archive import read_archive
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
@@ -131,19 +133,24 @@ class BuildDir:
         return [path for path in dict.fromkeys(paths) if role_of(path) is not Role.OBJECT]
 
     def _left_over(self, folder: Path, files: list[Path]) -> bool:
-        """Whether an earlier configuration's: vmlinux.a was made after these files and this configuration
-        (include/config/auto.conf), and has nothing of the folder."""
+        """Whether an earlier configuration's: vmlinux.a was made after these files and has nothing of the folder, and
+        the tree, where it is known, says that the configuration leaves the folder out."""
         archive = self.path / "vmlinux.a"
         try:
-            made = archive.stat().st_mtime_ns
-            if any(
-                file.stat().st_mtime_ns > made for file in (*files, self.path / "include/config/auto.conf")
-            ):
+            if any(file.stat().st_mtime_ns > archive.stat().st_mtime_ns for file in files):
                 return False
             members = read_archive(archive).members
         except (OSError, MalformedObject):
             return False
-        return not any(member.path and Path(member.path).parent == folder for member in members)
+        if any(member.path and Path(member.path).parent == folder for member in members):
+            return False
+        place = folder.relative_to(self.path)
+        arch = {"x86": "x86_64"}.get(place.parts[1], place.parts[1])
+        try:
+            tree = KernelTree.open(self.tree, arch) if self.tree else None
+        except UsageError:
+            tree = None
+        return tree is None or leaves_out(tree, self.config, f"{place}/")
 
     @property
     def is_empty(self) -> bool:

@@ -225,7 +225,7 @@ def _oracle_of_options(
     if request.run:
         return ConfigCommand(command_of(request, runner), Places(question.state / "work"))
     builder = builder_of(request, question.tree, question.toolchain, runner, question.state / "build")
-    judge, words = building_judge(request, builder)
+    judge, words = building_judge(request, builder, question.bad)
     watcher.note(f"the oracle {words}")
     return OfOptions(judge)
 

@@ -131,7 +131,8 @@ def _in_arrays(data: bytes, mark: int) -> bytes:
         begins = begins[(last >= 0x30) & (last <= 0x3F)]
         if not len(begins):
             break
-    # No sequence has an escape in it: whether one begins at a place does not depend on the others.
+    # Whether a sequence begins at a place does not depend on others: none has an escape in it but at its end, and that
+    # one alone is a sequence too.
     for at in escapes[bytes_[escapes] == 0x1B].tolist():
         found = _ESCAPES.match(data, at)
         if found:

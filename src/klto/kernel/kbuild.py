@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from klto.kernel.toolchain import Toolchain
@@ -95,6 +95,7 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
     is a failure of the target ``make``.
     """
     failures: list[MakeFailure] = []
+    fatal: list[tuple[int, int]] = []
     shown: set[int] = set()
     deepest = 0
     # Of make's own failure that does not say how deep it is, the make above it does.
@@ -104,9 +105,9 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
         if not found:
             own, within = _own_failure(line), _FATAL_IN.match(line)
             if own or within:
-                before = _own_lines(lines, max(0, at - _LINES_BEFORE_FATAL), at, shown)
                 reason = own[2] if own else within[1] if within else ""
-                failures.append(MakeFailure("make", reason, None, (*before, line)))
+                fatal.append((len(failures), at))
+                failures.append(MakeFailure("make", reason, None, (line,)))
                 deepest = max(deepest, int(own[1] or 0) if own else 0)
                 unplaced = within is not None
             continue
@@ -117,6 +118,10 @@ def find_failures(lines: Sequence[str]) -> list[MakeFailure]:
             continue
         deepest = max(deepest, depth)
         failures.append(MakeFailure(found[2], found[3], status, _lines_before(lines, at, found[2], shown)))
+    # What no recipe has said may be about make's own.
+    for place, at in fatal:
+        before = _own_lines(lines, max(0, at - _LINES_BEFORE_FATAL), at, shown)
+        failures[place] = replace(failures[place], lines=(*before, lines[at]))
     return failures
 
 

@@ -71,7 +71,7 @@ def leaves_out(tree: KernelTree, config: Mapping[str, str], target: str) -> bool
 
     Where Kbuild's files do not tell (``arch/x86/boot/compressed``, which a recipe enters), it does not leave it out.
     Only the files on the way to it are read: an object that another folder's file names (``../bar.o``) counts as left
-    out.
+    out, whatever the configuration.
     """
     target = os.path.normpath(target) + "/" * target.endswith("/")
     with _probing(tree, config) as probe:
@@ -91,7 +91,7 @@ def leaves_out(tree: KernelTree, config: Mapping[str, str], target: str) -> bool
                 return False
             off = off or named.leads_off(target)
             folders += named.on_the_way(target)
-    return off or (not target.endswith("/") and os.path.dirname(target) in seen)
+        return off or (not target.endswith("/") and probe.folder_of(target) in seen)
 
 
 @dataclass
@@ -129,6 +129,15 @@ class _Probe:
         # As in auto.conf, where strings have no quotes (confdata.c, print_symbol_for_autoconf, 6.12).
         lines = (f"CONFIG_{name}={value.strip(chr(34))}\n" for name, value in config.items())
         (scratch / "config.mk").write_text("".join(lines).replace("#", "\\#").replace("$", "$$"))
+
+    def folder_of(self, target: str) -> str:
+        """The folder whose Kbuild file would name an object: parts of it may lie in folders that have none."""
+        folder = os.path.dirname(target)
+        while folder and not any(
+            (self._tree.path / folder / name).is_file() for name in ("Kbuild", "Makefile")
+        ):
+            folder = os.path.dirname(folder)
+        return folder
 
     def roots(self) -> _Named:
         """Where Kbuild descends: the top Kbuild file's folders, and those of the architecture's Makefile."""
@@ -181,6 +190,7 @@ class _Probe:
                 if first.endswith("/"):
                     named.folders.append(first)
                 named.objects |= {part for part in (parts or [first]) if part.endswith(".o")}
+                named.also |= {first} if parts else set()
         return named
 
 

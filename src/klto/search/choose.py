@@ -53,16 +53,17 @@ def builder_of(
 
 
 def building_judge(
-    request: OracleRequest, builder: Builder
+    request: OracleRequest, builder: Builder, failing: Path
 ) -> tuple[BuildFailsLike | BootFails | CheckFinds, str]:
     """The oracle that builds, and what it builds in words.
 
+    :param failing: the configuration that fails.
     :raises UsageError: the log tells of no failure.
     """
     if request.boot_fails:
         return BootFails(builder, request.timeout), "builds and boots the kernel"
     if request.rule is not None:
-        return CheckFinds(builder, request.rule), f"builds, and checks for {request.rule}"
+        return CheckFinds(builder.for_search(failing), request.rule), f"builds, and checks for {request.rule}"
     assert request.build_fails_like is not None
     like, _ = read_failure(request.build_fails_like)
     if like.id is None and not like.first_error:
@@ -72,7 +73,7 @@ def building_judge(
     targets = request.targets or ((like.target,) if like.target else ())
     what = " ".join(targets) or "the whole kernel"
     narrowed = Builder(builder.tree, builder.options, builder.runner, builder.build_dir, targets)
-    return BuildFailsLike(narrowed, like), f"builds {what}, looks for: {like.title}"
+    return BuildFailsLike(narrowed.for_search(failing), like), f"builds {what}, looks for: {like.title}"
 
 
 def command_of(request: OracleRequest, runner: Runner) -> Command:

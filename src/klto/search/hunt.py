@@ -191,7 +191,7 @@ class Hunt:
             return
         oracle = _oracle_for(finding, request)
         builder = builder_of(oracle, request.tree, request.toolchain, self.runner, work / "minimise")
-        judge, words = building_judge(oracle, builder)
+        judge, words = building_judge(oracle, builder, finding.folder / ".config")
         self.note(f"finding {finding.number}: minimising; the oracle {words}")
         question = OptionsQuestion(
             request.tree, request.toolchain, "allnoconfig", finding.folder / ".config", request.base,

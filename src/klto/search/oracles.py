@@ -123,6 +123,9 @@ class Builder:
     build_dir: Path
     #: Targets and NAME=VALUE for make; empty for the whole kernel.
     targets: tuple[str, ...] = ()
+    #: Of a candidate's: what it does not build, and what cannot be told, since the failing configuration seems not to.
+    left_out: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -155,13 +158,20 @@ class Builder:
             return self
         candidate = make_directory(self.build_dir) / "candidate.config"
         write_whole(candidate, config)
-        values = read_config(candidate)
-        left = tuple(
-            target
-            for target in self.targets
-            if not (_may_be_left_out(target) and leaves_out(self.tree, values, target))
+        out = self._leaves_out(candidate)
+        left = tuple(target for target in self.targets if target not in out)
+        return (
+            replace(self, targets=left, left_out=out) if any("=" not in target for target in left) else None
         )
-        return replace(self, targets=left) if any("=" not in target for target in left) else None
+
+    def for_search(self, failing: Path) -> Builder:
+        """This, knowing a configuration that builds all targets."""
+        return replace(self, untold=self._leaves_out(failing))
+
+    def _leaves_out(self, config: Path) -> tuple[str, ...]:
+        asked = [t for t in self.targets if _may_be_left_out(t) and t not in self.untold]
+        values = read_config(config) if asked else {}
+        return tuple(target for target in asked if leaves_out(self.tree, values, target))
 
     def klto(self, command: str, *arguments: str, timeout: float | None = None) -> Ran:
         """Another command of klto on the build dir."""
@@ -177,8 +187,15 @@ class Builder:
         return said[-1][:160] if said else describe_status(ran.status or 0)
 
 
+def _is_below(artifact: str, targets: tuple[str, ...]) -> bool:
+    """Whether it is of another candidate, that had these targets."""
+    return any(
+        artifact == target or (target.endswith("/") and artifact.startswith(target)) for target in targets
+    )
+
+
 def _may_be_left_out(target: str) -> bool:
-    made_later = target == "vmlinux.o" or target.endswith(".mod.o")
+    made_later = target in ("vmlinux.o", "init/version-timestamp.o") or target.endswith(".mod.o")
     return target.endswith((".o", "/")) and not made_later and "=" not in target
 
 
@@ -254,7 +271,8 @@ def finds(builder: Builder, rule: str) -> tuple[Verdict, str]:
     found = check_findings(builder)
     if found is None:
         return Verdict.UNRESOLVED, "klto check could not say"
-    mine = [f for f in found if f.rule == rule]
+    out = builder.left_out
+    mine = [f for f in found if f.rule == rule and not _is_below(f.artifact or "", out)]
     if not mine:
         return Verdict.PASSES, f"no {rule}"
     return Verdict.FAILS, f"{len(mine)} {rule}: {mine[0].artifact} {mine[0].symbol or ''}".strip()
@@ -275,7 +293,7 @@ class CheckFinds:
         ran = builder.build(config)
         if ran.status not in (0, 3):
             return Verdict.UNRESOLVED, self.builder.last_line(ran)
-        return finds(self.builder, self.rule)
+        return finds(builder, self.rule)
 
 
 @dataclass
