@@ -294,6 +294,9 @@ def test_weak_symbols_that_nobody_defines(tmp_path: Path) -> None:
     assert tables is not None
     assert set(tables.relocations.entries["r_sym"].tolist()) == {0}
     assert of_paths("unexpected-reloc", weak) == []
+    mixed = asm(".weak maybe\n.quad maybe\n" + text.format("missing"), ARM64)
+    strong = linked(tmp_path / "mixed/vmlinux", mixed, flags=(*flags, "-T", str(script)))
+    assert Level.ERROR in {f.level for f in of_paths("unexpected-reloc", strong)}
     twice = (
         ".globl a, b\n.weak maybe\n"
         + text.format("a")

@@ -202,7 +202,15 @@ def test_whether_one_object_is_built(tmp_path: Path) -> None:
     for config, left_out in (
         (
             {"A": "y"},
-            ["net/a.o", "net/", "init/other.o", "drivers/b.o", "arch/x86/pci/", "arch/x86/pci/i386.o"],
+            [
+                "net/a.o",
+                "net/",
+                "init/other.o",
+                "init/sub/other.o",
+                "drivers/b.o",
+                "arch/x86/pci/",
+                "arch/x86/pci/i386.o",
+            ],
         ),
         ({"B": "y"}, ["drivers/a/a.o", "net/core.o"]),
         ({}, ["drivers/a/", "drivers/a/image.o", "drivers/a/stub/"]),

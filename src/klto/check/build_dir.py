@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,11 @@ from klto.check.subject import Subject, open_subject
 from klto.errors import UsageError
 from klto.kernel.kbuild_objects import leaves_out
 from klto.kernel.ksyms_audit import Audit
+from klto.kernel.saved_link import link_inputs, saved_link
 from klto.kernel.tree import KernelTree
 from klto.objects.archive import read_archive
 from klto.objects.errors import MalformedObject
 from klto.objects.kind import kind_of
-
-#: Options of ld.lld that take the next word (those that Kbuild gives to the vmlinux.o link).
-_WITH_VALUE = frozenset(("-m", "-mllvm", "-z", "-o", "-T", "-e"))
 
 #: Those of :data:`_FOLDERS` that have members in vmlinux.a, if they are part of the kernel.
 _IN_VMLINUX = (
@@ -88,25 +85,13 @@ class BuildDir:
     @cached_property
     def vmlinux_o_words(self) -> list[str]:
         """The linker's arguments of the vmlinux.o link, as Kbuild saved them; none when they are not there."""
-        command = read_saved(str(self.path / "vmlinux.o"))
-        if command is None or not command.steps:
-            return []
-        try:
-            return shlex.split(command.steps[0])[1:]
-        except ValueError:
-            return []  # Torn by a kill.
+        return saved_link(self.path)[1:]
 
     @cached_property
     def link(self) -> LinkInputs:
         """The vmlinux.o link."""
-        inputs, words = [], iter(self.vmlinux_o_words)
-        for word in words:
-            if word in _WITH_VALUE:
-                next(words, None)
-            elif not word.startswith("-"):
-                inputs.append(word)
-        if not inputs and (self.path / "vmlinux.a").exists():
-            inputs = ["vmlinux.a"]
+        found = [path for path in link_inputs(self.path) if self.vmlinux_o_words or path.exists()]
+        inputs = [os.path.relpath(path, self.path) for path in found]
         return LinkInputs("vmlinux.o", inputs, self.vmlinux_o_words, self.lto, root=str(self.path))
 
     def modules(self) -> Iterator[str]:
