@@ -307,3 +307,26 @@ def test_what_the_kernel_printed_before_a_record_is_read_before_it(tmp_path: Pat
         assert session._read(selector, 1.0)
         assert len(printed.reports) == 1
         assert transcript.end("init") is not None
+
+
+def test_draining_ends_with_a_guest_that_prints_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_VERDICT_BYTES", 1000)
+    with (
+        wires() as ends,
+        (tmp_path / "log").open("wb", buffering=0) as log,
+        selectors.DefaultSelector() as selector,
+    ):
+        watched = Session(ends, Console(log, lambda: 0.0), Transcript("0123"), Stopwatch(), 60.0)
+        selector.register(ends.near["uart"], selectors.EVENT_READ, "uart")
+        read, reads = watched._read, []
+
+        def again(selector: selectors.BaseSelector, seconds: float) -> bool:
+            reads.append(os.write(ends.far["uart"], b"x" * 600))
+            assert len(reads) < 10
+            return read(selector, seconds)
+
+        monkeypatch.setattr(watched, "_read", again)
+        watched._drain(selector)
+        assert len(reads) == 2

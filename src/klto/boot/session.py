@@ -201,24 +201,30 @@ class Session:
         while selector.get_map():
             # Now and then the child itself is looked at: a wire may be held open by another process.
             heard = self._read(selector, min(0.5, max(0.0, self._left(started))))
-            if self._console.full or self._verdict_bytes > MAX_VERDICT_BYTES:
+            if self._flooded:
                 return Ending.FLOOD
             if self._qmp.running:
                 self._watch.start()
             if self._grace is None and (self._transcript.done or self._console.panicked):
                 self._grace = time.monotonic() + END_SECONDS
             if self._left(started) <= 0:
-                while self._read(selector, 0) and not self._console.full:
-                    pass  # what klto had no time to read
-                if self._left(started) <= 0 and not (self._grace is None and self._transcript.done):
-                    return self._expired()
+                self._drain(selector)
+                return self._expired()
             if self._qmp.stopped:
                 return Ending.QEMU_STOPPED
             if not heard and not child.alive():
                 break
-        while self._read(selector, 0) and not self._console.full:
-            pass  # what QEMU wrote between the last look and its end
+        self._drain(selector)
         return self._ended(child)
+
+    @property
+    def _flooded(self) -> bool:
+        return self._console.full or self._verdict_bytes > MAX_VERDICT_BYTES
+
+    def _drain(self, selector: selectors.BaseSelector) -> None:
+        """Read what has come since the last look; a guest that prints for ever ends it too."""
+        while not self._flooded and self._read(selector, 0):
+            pass
 
     def _left(self, started: float) -> float:
         """Seconds until the next deadline."""
