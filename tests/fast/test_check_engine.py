@@ -20,7 +20,7 @@ from klto.check.link_inputs import LinkInputs
 from klto.check.run import check_build, check_link, check_paths
 from klto.check.saved import read_saved
 from klto.errors import KltoError, UsageError
-from klto.objects.assembly import may_hold, written_bits
+from klto.objects.assembly_bits import may_hold, written_bits
 from klto.objects.assembly_scan import WordScan
 from klto.objects.bitcode import Bitcode
 from klto.objects.elf import Elf

@@ -7,13 +7,13 @@ file has changed. Here such modules are found and a digest of what they include 
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import os
 import signal
 import time
 
-from klto.link.store import boot_id
+from klto.link.store import TOO_YOUNG, boot_id
+from klto.objects.assembly_bits import may_hold_in_any_case
 from klto.objects.errors import MalformedObject
 from klto.objects.source import read_whole
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 #: DK_INCBIN, DK_INCLUDE), and those that can compose such names.
 _WORDS = (b"incbin", b"include", b".macro", b".irp")
 
-#: Nanoseconds: a file whose time stamp is younger may change once more with the same stamp (the kernel's clock
-#: ticks every 10 ms at the slowest, CONFIG_HZ_100).
-_TOO_YOUNG = 50_000_000
-
 #: Files that include each other deeper than this are refused.
 _MAX_DEPTH = 16
 
@@ -39,38 +35,9 @@ class Uncacheable(Exception):
     """What a module includes cannot be told; its link must not use a cache. The message says which and why."""
 
 
-#: Base64's digits for six-bit values, and the same with 2 ("@" to "_") and 3 ("`" to DEL) made one.
-_DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_ANY_CASE = bytes.maketrans(_DIGITS[2:3], _DIGITS[3:4])
-
-
-def _needle(word: bytes) -> bytes:
-    """A word as it stands in bitcode, in any case: two VBR6 chunks for each character, the last one first.
-
-    Assembly is written without abbreviation (BitcodeWriter.cpp: writeStringRecord for MODULE_CODE_ASM,
-    CST_CODE_INLINEASM), so each character is an operand: five low bits and "more", then the high bits, in
-    which alone the cases of a letter differ.
-    """
-    chunks = [chunk for character in word for chunk in (character & 31 | 32, character >> 5)]
-    return bytes(_DIGITS[chunk] for chunk in reversed(chunks)).translate(_ANY_CASE)
-
-
-_NEEDLES = tuple(_needle(word) for word in _WORDS)
-
-
 def may_include(data: bytes) -> bool:
-    """Whether a module's bytes hold one of the words anywhere, in any case; False rules the module out.
-
-    The interpreter's base64 encoder cuts the bytes into chunks. It takes the highest bits first, so the bytes
-    go in last to first; where in a byte a chunk begins is not known, so all six places are tried.
-    """
-    moved = (int.from_bytes(data, "little") >> 1).to_bytes(len(data), "little")
-    for backwards in (data[::-1], moved[::-1]):
-        for skipped in range(3):
-            chunks = binascii.b2a_base64(backwards[skipped:], newline=False).translate(_ANY_CASE)
-            if any(needle in chunks for needle in _NEEDLES):
-                return True
-    return False
+    """Whether a module's bytes hold one of the words anywhere, in any case; False rules the module out."""
+    return may_hold_in_any_case(data, _WORDS)
 
 
 def included_names(data: Buffer, where: str) -> list[str]:
@@ -240,7 +207,7 @@ class Scan:
             self._look_at(paths)
             young = {path: bitcode for path, bitcode in paths.items() if path not in self._now}
             if young:
-                time.sleep(_TOO_YOUNG / 1e9)
+                time.sleep(TOO_YOUNG / 1e9)
                 self._look_at(young)
             _write_json(results, self._now)
         finally:
@@ -349,7 +316,7 @@ class Scan:
         except Uncacheable as problem:
             names, untold = [_UNTOLD, str(problem)], problem
         sha256 = hashlib.sha256(data).hexdigest()
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_YOUNG:
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > TOO_YOUNG:
             self._now[path] = [*identity, sha256, *names]
             self._changed = True
         if untold is not None:

@@ -95,6 +95,7 @@ class Linker:
     :param quiet: its standard output goes the same way.
     :param renamed: what stands in for an input, to the input's own name.
     :param ends: for each cause to end it what is asked now and then.
+    :param meanwhile: called now and then, where memory is not limited: to look at that nothing may come in between.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class Linker:
         quiet: bool = False,
         renamed: Mapping[str, str] | None = None,
         ends: Mapping[str, Callable[[], bool]] | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
         self._output = Output(stderr, write, renamed)
         self._budget, self._ends = budget, ends or {}
+        self._meanwhile = meanwhile if budget is None else None
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -158,6 +161,8 @@ class Linker:
             for cause, asked in self._ends.items():
                 if not ended.cause and asked():
                     self._end(cause)
+            if self._meanwhile is not None:
+                self._meanwhile()
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
         self.pid = 0

@@ -10,6 +10,7 @@ import time
 
 from klto.kernel.jobserver import ENV_JOBS, ENV_PATH, Tokens
 from klto.link import journal
+from klto.link.ahead import Ahead
 from klto.link.cached import CACHE_TROUBLE, ENV_CACHE, ENV_WHOLE, CachedLink, note
 from klto.link.linker import INPUTS, MEMORY, REFUSED, TIMEOUT, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
@@ -295,6 +296,7 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
             **({REFUSED: link.before.failed} if link.before else {}),
             **({INPUTS: cached.unsuitable} if cached else {}),
         },
+        meanwhile=Ahead(view, tasks).look if view is not None else None,
     )
     inputs = link.inputs
     _journal_start(

@@ -28,7 +28,7 @@ from klto.link.output import is_tainted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 #: The names of LLVM's cache entries (llvm/lib/LTO/LTO.cpp and llvm/lib/Support/Caching.cpp, 14 to 22).
 ENTRY_PREFIX = "llvmcache-"
@@ -44,6 +44,10 @@ _UNSETTLED = "unsettled"
 
 #: Entries that one link is offered, those used last first. A kernel has a thousand to twenty thousand modules.
 MOST_OFFERED = 20_000
+
+#: Nanoseconds: a file whose time stamp is younger may change once more with the same stamp (the kernel's clock
+#: ticks every 10 ms at the slowest, CONFIG_HZ_100).
+TOO_YOUNG = 50_000_000
 
 #: Bytes that the store may hold when nothing else is said.
 DEFAULT_LIMIT = 5 << 30
@@ -138,9 +142,12 @@ class Partition:
                 # An empty line first: the last one may be torn.
                 stream.write("\n" + "".join(entry.line() for entry in entries))
 
-    def put(self, key: str, source: str) -> Entry:
-        """Move a new object into the store; its entry, not yet in the index."""
-        sha256, size = _sha256(source), os.path.getsize(source)
+    def put(self, key: str, source: str, sha256: str | None = None) -> Entry:
+        """Move a new object into the store; its entry, not yet in the index.
+
+        :param sha256: of its content, when it is known.
+        """
+        sha256, size = sha256 or _sha256(source), os.path.getsize(source)
         os.replace(source, self.path(key))
         return Entry(key, size, sha256, _stamps(os.stat(self.path(key))), boot_id())
 
@@ -182,6 +189,8 @@ class View:
         self.unsettled = False
         #: Somebody has looked at what the linker said, and ``wrong`` is all that must go.
         self.judged = False
+        #: By the path of a new object: its stamps when it was read, and the SHA-256 of its content.
+        self._read: dict[str, tuple[tuple[int, int, int], str]] = {}
         self._lock = -1
 
     def __enter__(self) -> View:
@@ -248,12 +257,16 @@ class View:
             if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink():
                 yield item.name[len(ENTRY_PREFIX) :]
 
+    def read_ahead(self, path: str) -> None:
+        """Hash a new object now and not at the end. Its stamps must not be younger than ``TOO_YOUNG``."""
+        self._read[path] = _stamps(os.stat(path)), _sha256(path)
+
     def __exit__(self, *exc: object) -> None:
         try:
             self.drop_wrong()
             if self.unsettled or (not self.judged and is_tainted(self.folder)):
                 return
-            if _take_over(self._partition, self.objects):
+            if _take_over(self._partition, self.objects, self._read):
                 _keep_within(self._root, DEFAULT_LIMIT)
         finally:
             _remove(self.folder)
@@ -270,13 +283,20 @@ def _keep_within(root: str, limit: int) -> None:
         prune(root, limit)
 
 
-def _take_over(partition: Partition, objects: str) -> int:
-    """Put what a link added into the store; how many."""
+def _take_over(
+    partition: Partition, objects: str, read: Mapping[str, tuple[tuple[int, int, int], str]] | None = None
+) -> int:
+    """Put what a link added into the store; how many.
+
+    :param read: by path, an object's stamps when its content was read and the SHA-256 of that.
+    """
     new = []
     with partition.locked():
         for item in os.scandir(objects):
             if item.name.startswith(ENTRY_PREFIX) and not item.is_symlink() and item.stat().st_size:
-                new.append(partition.put(item.name[len(ENTRY_PREFIX) :], item.path))
+                stamps, sha256 = (read or {}).get(item.path, (None, None))
+                unaltered = sha256 if stamps == _stamps(item.stat()) else None
+                new.append(partition.put(item.name[len(ENTRY_PREFIX) :], item.path, unaltered))
         partition.append(new)
     return len(new)
 

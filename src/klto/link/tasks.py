@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 
 from klto.link.store import ENTRY_PREFIX
 from klto.objects.file_symbol import file_symbol
@@ -62,6 +63,8 @@ class Tasks:
     def __init__(self, folder: str, objects: str, modules: list[Module]) -> None:
         self._folder, self._objects, self._modules = folder, objects, modules
         self._before = {item.name for item in os.scandir(objects)}
+        #: By an object's path: the source file that it says it was made from.
+        self._made_from: dict[str, str | None] = {}
 
     @property
     def options(self) -> list[str]:
@@ -106,19 +109,26 @@ class Tasks:
         for that file made it; of several such the one that had begun first.
         """
         started = self.started()
-        waiting = sorted(started, key=lambda task: started[task])
-        sources = {task: _source_names(self.module(task)) for task in started}
+        waiting = deque(sorted(started, key=lambda task: started[task]))
+        running: list[int] = []
         done: dict[int, tuple[Times, str]] = {}
         for when, size, path in self.finished():
-            name = file_symbol(path)
-            running = [task for task in waiting if started[task] <= when]
-            mine = [task for task in running if name is not None and name in sources[task]]
+            while waiting and started[waiting[0]] <= when:
+                running.append(waiting.popleft())
+            self.read_ahead(path)
+            name = self._made_from[path]
+            mine = [task for task in running if name is not None and name in _source_names(self.module(task))]
             # A module whose object is named otherwise (generated sources): the one that has run longest.
             task = (mine or running or [None])[0]  # type: ignore[list-item]
             if task is not None:
-                waiting.remove(task)
+                running.remove(task)
                 done[task] = (Times(max(0.0, when - started[task]), size), path)
-        return done, waiting
+        return done, [*running, *waiting]
+
+    def read_ahead(self, path: str) -> None:
+        """Ask a finished object now, and not when all are sorted out, what it was made from. It is asked once."""
+        if path not in self._made_from:
+            self._made_from[path] = file_symbol(path)
 
 
 def _source_names(module: Module | None) -> tuple[str, ...]:

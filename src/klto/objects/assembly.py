@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 
 #: AsmParser.cpp, DK_INCBIN and DK_INCLUDE: all directives that read a file.
 _INCLUDING = re.compile(rb"(?<![\w.$@])\.(incbin|include)(?![\w.$@])", re.IGNORECASE)
@@ -133,32 +132,3 @@ def referenced_names(text: bytes) -> frozenset[str]:
 
 def _statements(text: bytes) -> list[bytes]:
     return re.split(rb"[\n;]", text)
-
-
-def may_hold(data: bytes | memoryview, word: bytes) -> bool:
-    """Whether a bitcode file's bytes hold ``word`` as assembly text may stand in them; False rules it out.
-
-    Assembly is written without abbreviation (BitcodeWriter.cpp, writeStringRecord): each character is two VBR6
-    chunks, five low bits and "more", then the high bits, at any bit offset.
-    """
-    raw = bytes(data)
-    return any(needle in raw for needle in _needles(word))
-
-
-def written_bits(word: bytes) -> int:
-    """The bits of ``word`` as :func:`may_hold` describes them, the first one lowest; 12 a character."""
-    bits = 0
-    for place, character in enumerate(word):
-        bits |= (character & 31 | 32 | character >> 5 << 6) << (12 * place)
-    return bits
-
-
-@cache
-def _needles(word: bytes) -> tuple[bytes, ...]:
-    bits = written_bits(word)
-    found = []
-    for offset in range(8):
-        skipped = -offset % 8
-        whole = (12 * len(word) - skipped) // 8
-        found.append((bits >> skipped & (1 << 8 * whole) - 1).to_bytes(whole, "little"))
-    return tuple(found)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from klto.objects.assembly import may_hold, written_bits
+from klto.objects.assembly_bits import CHARACTER_BITS, may_hold, written_bits
 from klto.objects.source import Buffer
 
-_WORD_BITS, _CHARACTER_BITS = 32, 12
+_WORD_BITS = 32
 #: Looking at so many places one by one takes as long as looking at all of a module.
 _MOST_PLACES = 200
 
 
 class WordScan:
-    """Looks for one word, as :func:`klto.objects.assembly.may_hold` does, in a fifth of the time.
+    """Looks for one word, as :func:`klto.objects.assembly_bits.may_hold` does, in a fifth of the time.
 
     Wherever the word's bits begin, one whole aligned 32-bit word lies within them: 32 values are looked for in every
     fourth byte. What is around them is looked at again.
     """
 
     def __init__(self, word: bytes) -> None:
-        if len(word) * _CHARACTER_BITS < 2 * _WORD_BITS - 1:
+        if len(word) * CHARACTER_BITS < 2 * _WORD_BITS - 1:
             raise ValueError(f"{word!r} is too short to hold an aligned word")
         self._word = word
         bits = written_bits(word)
@@ -41,7 +41,7 @@ class WordScan:
         found = places[self._high.take(low) == high].tolist()
         if len(found) > _MOST_PLACES:
             return may_hold(data, self._word)
-        around = len(self._word) * _CHARACTER_BITS // 8 + 1
+        around = len(self._word) * CHARACTER_BITS // 8 + 1
         return any(
             may_hold(data[max(0, 4 * place - around) : 4 * place + 4 + around], self._word) for place in found
         )

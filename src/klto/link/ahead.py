@@ -1,0 +1,44 @@
+"""Reads finished objects while others are being made: what is left to do when the linker has ended is waited for."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from klto.link.store import ENTRY_PREFIX, TOO_YOUNG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from klto.link.store import View
+    from klto.link.tasks import Tasks
+
+#: Seconds between looks. Each lists the view's folder; links that take less are not looked at.
+_PAUSE = 1.0
+
+
+class Ahead:
+    """Has a view and the tasks of its link read each object once, soon after it was made."""
+
+    def __init__(self, view: View, tasks: Tasks | None) -> None:
+        self._view, self._tasks = view, tasks
+        self._read: set[str] = set()
+        self._next = time.monotonic() + _PAUSE
+
+    def look(self) -> None:
+        """Read what has come since the last look. An object that cannot be read is left to those that need it."""
+        if time.monotonic() < self._next:
+            return
+        settled = time.time_ns() - TOO_YOUNG
+        for item in os.scandir(self._view.objects):
+            if item.name in self._read or not item.name.startswith(ENTRY_PREFIX) or item.is_symlink():
+                continue
+            try:
+                if item.stat().st_ctime_ns > settled:
+                    continue
+                self._read.add(item.name)
+                self._view.read_ahead(item.path)
+                if self._tasks is not None:
+                    self._tasks.read_ahead(item.path)
+            except OSError:
+                continue
+        self._next = time.monotonic() + _PAUSE
