@@ -1,4 +1,4 @@
-"""Objects that were read while others were made: what was found counts as long as they are what they were."""
+"""Objects that were read before the linker had ended: what was found counts as long as they are what they were."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> View:
     HASHED.clear()
     monkeypatch.setattr(store, "_sha256", lambda path: HASHED.append(os.path.basename(path)) or real(path))
     monkeypatch.setattr(ahead, "TOO_YOUNG", 0)
-    monkeypatch.setattr(ahead, "_PAUSE", 0)
     return View(str(tmp_path), Partition(str(tmp_path), "part"), print).__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Reads finished objects while others are being made: what is left to do when the linker has ended is waited for."""
+"""Reads finished objects before the linker has ended: what is left to do then is waited for."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ if TYPE_CHECKING:
     from klto.link.store import View
     from klto.link.tasks import Tasks
 
-#: Seconds between looks. Each lists the view's folder; links that take less are not looked at.
-_PAUSE = 1.0
-
 
 class Ahead:
-    """Has a view and the tasks of its link read each object once, soon after it was made."""
+    """Has a view and the tasks of its link read each new object once."""
 
     def __init__(self, view: View, tasks: Tasks | None) -> None:
         self._view, self._tasks = view, tasks
         self._read: set[str] = set()
-        self._next = time.monotonic() + _PAUSE
 
     def look(self) -> None:
         """Read what has come since the last look. An object that cannot be read is left to those that need it."""
-        if time.monotonic() < self._next:
-            return
         settled = time.time_ns() - TOO_YOUNG
         for item in os.scandir(self._view.objects):
             if item.name in self._read or not item.name.startswith(ENTRY_PREFIX) or item.is_symlink():
@@ -41,4 +35,3 @@ class Ahead:
                     self._tasks.read_ahead(item.path)
             except OSError:
                 continue
-        self._next = time.monotonic() + _PAUSE

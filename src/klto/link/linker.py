@@ -95,7 +95,8 @@ class Linker:
     :param quiet: its standard output goes the same way.
     :param renamed: what stands in for an input, to the input's own name.
     :param ends: for each cause to end it what is asked now and then.
-    :param meanwhile: called now and then, where memory is not limited: to look at that nothing may come in between.
+    :param when_writing: called now and then from the time on when it has fewer threads than it had: its backends have
+        ended and it writes its output. Not where memory is limited: nothing may delay the looks at that.
     """
 
     def __init__(
@@ -107,12 +108,12 @@ class Linker:
         quiet: bool = False,
         renamed: Mapping[str, str] | None = None,
         ends: Mapping[str, Callable[[], bool]] | None = None,
-        meanwhile: Callable[[], object] | None = None,
+        when_writing: Callable[[], object] | None = None,
     ) -> None:
         actions: list[tuple[int, int, int]] = []
         self._output = Output(stderr, write, renamed)
         self._budget, self._ends = budget, ends or {}
-        self._meanwhile = meanwhile if budget is None else None
+        self._when_writing, self._most_threads = when_writing if budget is None else None, 0
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -161,8 +162,8 @@ class Linker:
             for cause, asked in self._ends.items():
                 if not ended.cause and asked():
                     self._end(cause)
-            if self._meanwhile is not None:
-                self._meanwhile()
+            if self._when_writing is not None and self._has_fewer_threads():
+                self._when_writing()
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
         self.pid = 0
@@ -173,6 +174,14 @@ class Linker:
         ended.said = self._output.close()
         ended.first_error = self._output.first_error
         return ended
+
+    def _has_fewer_threads(self) -> bool:
+        try:
+            threads = len(os.listdir(f"/proc/{self.pid}/task"))
+        except OSError:
+            return False
+        self._most_threads = max(self._most_threads, threads)
+        return threads < self._most_threads
 
     def _end(self, cause: str) -> None:
         self._ended.cause = cause

@@ -296,7 +296,7 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
             **({REFUSED: link.before.failed} if link.before else {}),
             **({INPUTS: cached.unsuitable} if cached else {}),
         },
-        meanwhile=Ahead(view, tasks).look if view is not None else None,
+        when_writing=Ahead(view, tasks).look if view is not None else None,
     )
     inputs = link.inputs
     _journal_start(
