@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -24,6 +25,19 @@ class Ratio:
     def median(self) -> float:
         """The median of the pairs' ratios."""
         return statistics.median(x / y for x, y in zip(self.a, self.b, strict=True))
+
+    def interval(self) -> tuple[float, float]:
+        """Where the median of very many pairs' ratios lies, as far as these tell: a 95 % confidence interval.
+
+        By order statistics (the sign test's), which assumes nothing of how the ratios are spread. With fewer than six
+        pairs there is none; the least and the largest ratio are returned then.
+        """
+        ratios = sorted(x / y for x, y in zip(self.a, self.b, strict=True))
+        count, below, rank = len(ratios), 0, 0
+        while (below := below + math.comb(count, rank)) <= 0.025 * 2**count:
+            rank += 1
+        rank = max(rank, 1)
+        return ratios[rank - 1], ratios[count - rank]
 
     def swapped(self, name: str) -> Ratio:
         """B/A."""
