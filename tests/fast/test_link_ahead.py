@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_object_is_hashed_once(view: View) -> None:
 def test_object_that_was_altered_since_is_hashed_again(view: View) -> None:
     made(view, "a", b"one")
     Ahead(view, None).look()
+    time.sleep(2 * store.TOO_YOUNG / 1e9)
     status = os.stat(view.path("a"))
     Path(view.path("a")).write_bytes(b"two")
     os.utime(view.path("a"), ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -60,8 +62,12 @@ def test_object_that_was_altered_since_is_hashed_again(view: View) -> None:
 def test_young_object_is_left_for_later(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "TOO_YOUNG", 10**12)
     made(view, "a", b"one")
-    Ahead(view, None).look()
+    look = Ahead(view, None).look
+    look()
     assert HASHED == []
+    monkeypatch.setattr(ahead, "TOO_YOUNG", 0)
+    look()
+    assert HASHED == [ENTRY_PREFIX + "a"]
     assert kept(view, "a") == hashlib.sha256(b"one").hexdigest()
 
 

@@ -19,15 +19,23 @@ class Ahead:
     def __init__(self, view: View, tasks: Tasks | None) -> None:
         self._view, self._tasks = view, tasks
         self._read: set[str] = set()
+        self._done = False
 
     def look(self) -> None:
-        """Read what has come since the last look. An object that cannot be read is left to those that need it."""
+        """Read what has come since the last look; when none was left for later, the next looks do nothing.
+
+        An object that cannot be read is left to those that need it.
+        """
+        if self._done:
+            return
         settled = time.time_ns() - TOO_YOUNG
+        self._done = True
         for item in os.scandir(self._view.objects):
             if item.name in self._read or not item.name.startswith(ENTRY_PREFIX) or item.is_symlink():
                 continue
             try:
                 if item.stat().st_ctime_ns > settled:
+                    self._done = False
                     continue
                 self._read.add(item.name)
                 self._view.read_ahead(item.path)
