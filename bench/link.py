@@ -48,8 +48,8 @@ def main() -> None:
 
     def klto(env: dict[str, str] = environment) -> None:
         arguments = [*words[:at], str(FOLDER / "by-klto.o"), *words[at + 1 :]]
-        parallel = [f"--threads={jobs}", f"--thinlto-jobs={jobs}"]
-        quiet([sys.executable, "-I", "-S", entry.__file__, linker, *arguments, *parallel], cwd=build, env=env)
+        # As in a build: how many threads, it takes from the jobserver.
+        quiet([sys.executable, "-I", "-S", entry.__file__, linker, *arguments], cwd=build, env=env)
 
     def plain() -> None:
         arguments = [*words[:at], str(FOLDER / "by-lld.o"), *words[at + 1 :]]
@@ -76,7 +76,7 @@ def main() -> None:
     print(HEADER)
     try:
         with tempfile.TemporaryDirectory() as folder, Jobserver(f"{folder}/fifo", jobs) as server:
-            environment |= server.environment()  # As in a build.
+            environment |= server.environment()
             found = in_turn("klto / ld.lld, empty cache", cold, plain, COLD_PAIRS, warm_up=False)
             print(found.row(1.03), flush=True)
             least, most = found.interval()

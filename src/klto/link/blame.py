@@ -73,10 +73,14 @@ def distrust(view: View, ended: Ended, tasks: Tasks | None, modules: list[Module
         return True
     objects = [path for _, _, path in tasks.finished()]
     # A crash removes the remark files (llvm/lib/Support/ToolOutputFile.cpp): nothing is known of who ran then.
-    running = ended.returncode < 0 or len(tasks.started()) > len(objects)
+    running = ended.returncode < 0 or ended.cause == TIMEOUT
+    if tasks.followed:
+        running = running or tasks.stand() is not None
+    else:
+        running = running or bool(objects) or b"LLVM ERROR" in ended.said
     if ended.first_error is None:
         return running
-    if not running and _is_linkers_own(ended.said):
+    if (not running or not tasks.followed) and _is_linkers_own(ended.said):
         return False
     view.wrong.update(_of_named(ended, objects, modules))
     return running or bool(objects)

@@ -59,6 +59,7 @@ class CachedLink:
     :param jobs: processes that may work at once.
     :param whole: an equal link's output may be taken.
     :ivar done: the output is there already: an equal link has been done before.
+    :ivar first: most likely no link was done here before: many of the inputs are not known.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class CachedLink:
         self._linker, self._request, self._inputs = linker, request, inputs
         self.arguments = arguments
         self.view: View | None = None
-        self.done = False
+        self.done = self.first = False
         self._may_be_whole, self._jobs = whole, jobs
         self._whole: Whole | None = None
         self._scan: Scan | None = None
@@ -163,7 +164,8 @@ class CachedLink:
     def _look(self, linkers: str, scan: Scan) -> None:
         """Look at the inputs; at most of a first link's beside the linker, when no link is known that equals it."""
         files = self._files() if self._inputs.files is not None else {}
-        self._looking = self._jobs > 1 and scan.worth_a_process(files)
+        self.first = scan.worth_a_process(files)
+        self._looking = self._jobs > 1 and self.first
         if self._looking and self._may_be_whole and Partition(self._root, LINKS).entries():
             self._looking = not self._as_whole(linkers, scan).possible()
         if self._looking:

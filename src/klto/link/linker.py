@@ -113,7 +113,9 @@ class Linker:
         actions: list[tuple[int, int, int]] = []
         self._output = Output(stderr, write, renamed)
         self._budget, self._ends = budget, ends or {}
-        self._when_writing, self._most_threads = when_writing if budget is None else None, 0
+        self._when_writing, self._most_threads = when_writing if budget is None else None, 1
+        #: Whether its backends can be at work: it has as many threads as it ever had, since (seconds since the epoch).
+        self.at_work, self.working_since = False, time.time()
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -159,10 +161,11 @@ class Linker:
             if time.monotonic() - looked < _LOOK:
                 continue
             looked = time.monotonic()
+            self._count_threads()
             for cause, asked in self._ends.items():
                 if not ended.cause and asked():
                     self._end(cause)
-            if self._when_writing is not None and self._has_fewer_threads():
+            if self._when_writing is not None and self._most_threads > 1 and not self.at_work:
                 self._when_writing()
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
@@ -175,13 +178,14 @@ class Linker:
         ended.first_error = self._output.first_error
         return ended
 
-    def _has_fewer_threads(self) -> bool:
+    def _count_threads(self) -> None:
         try:
             threads = len(os.listdir(f"/proc/{self.pid}/task"))
         except OSError:
-            return False
-        self._most_threads = max(self._most_threads, threads)
-        return threads < self._most_threads
+            return  # It has ended.
+        if threads > self._most_threads:
+            self._most_threads, self.working_since = threads, time.time()
+        self.at_work = threads == self._most_threads > 1
 
     def _end(self, cause: str) -> None:
         self._ended.cause = cause

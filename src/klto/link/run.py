@@ -15,7 +15,7 @@ from klto.link.cached import CACHE_TROUBLE, ENV_CACHE, ENV_WHOLE, CachedLink, no
 from klto.link.linker import INPUTS, MEMORY, REFUSED, TIMEOUT, Ended, Linker, stopped_by
 from klto.link.memory import Budget, budget_of, estimate, remember
 from klto.link.output import STDERR
-from klto.link.tasks import Tasks, Watch, tasks_in
+from klto.link.tasks import InferredTasks, Tasks, Watch, tasks_in
 from klto.units import size as human
 
 TYPE_CHECKING = False
@@ -202,12 +202,22 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
     assert view is not None
     while True:
         before = sum(1 for _ in view.generated())
-        tasks = tasks_in(view, link.inputs, link.request, f"remarks-{link.attempts}")
+        # To follow them costs time; when a link has gone wrong once each backend must be known.
+        follow = link.attempts > link.restarts or not cached.first or link.request.sets(*_PARALLEL_OPTIONS)
+        name, inferred = f"remarks-{link.attempts}", 0 if follow else link.jobs
+        tasks = tasks_in(view, link.inputs, link.request, name, inferred=inferred)
         options = tasks.options if tasks else []
         ended = _attempt(link, [link.linker, *cached.arguments, *options], cached, tasks)
         if _must_begin_again(link, ended, cached, tasks):
             continue
         suspects = _judge(link, view, ended, tasks)
+        if ended.cause == TIMEOUT and tasks is not None and not tasks.followed and stopped_by() is None:
+            _journal_end(link, ended, True, view, tasks)
+            note(
+                f"{link.request.output}: no module was finished for {link.module_timeout:g} s; goes on"
+                " and follows each"
+            )
+            continue
         further = sum(1 for _ in view.generated()) > before
         again = _may_go_on(link, ended) and (link.jobs > 1 or further)
         _journal_end(link, ended, again, view, tasks)
@@ -298,6 +308,8 @@ def _attempt(link: Link, argv: list[str], cached: CachedLink | None, tasks: Task
         },
         when_writing=Ahead(view, tasks).look if view is not None else None,
     )
+    if isinstance(tasks, InferredTasks):
+        tasks.linker = linker
     inputs = link.inputs
     _journal_start(
         link,
