@@ -115,7 +115,7 @@ class LinkedModule(msgspec.Struct, frozen=True, kw_only=True):
     bytes_in: int
     bytes_out: int | None
     cached: bool
-    #: Seconds since the epoch at which its backend began.
+    #: Seconds since the epoch at which its backend began; in a first link worked out (klto.link.tasks).
     start: float | None = None
 
 
