@@ -71,9 +71,17 @@ def test_young_object_is_left_for_later(view: View, monkeypatch: pytest.MonkeyPa
     assert kept(view, "a") == hashlib.sha256(b"one").hexdigest()
 
 
-def test_objects_that_vanish_and_cached_ones_are_passed_over(view: View) -> None:
-    os.symlink("nowhere", view.path("cached"))
-    made(view, "gone", b"x")
+def test_cached_objects_are_passed_over(view: View) -> None:
+    cached = os.path.join(view.folder, "cached")
+    Path(cached).write_bytes(b"x")
+    os.symlink(cached, view.path("cached"))
+    made(view, "made", b"y")
+    Ahead(view, None).look()
+    assert HASHED == [ENTRY_PREFIX + "made"]
+
+
+def test_object_that_cannot_be_read_ends_it(view: View) -> None:
+    made(view, "a", b"y")
     tasks = Tasks(view.folder, view.objects, [])
 
     def vanish(path: str) -> None:
@@ -81,6 +89,19 @@ def test_objects_that_vanish_and_cached_ones_are_passed_over(view: View) -> None
         raise FileNotFoundError(path)
 
     tasks.read_ahead = vanish  # type: ignore[method-assign]
-    made(view, "stays", b"y")
-    Ahead(view, tasks).look()
-    assert set(HASHED) == {ENTRY_PREFIX + "gone", ENTRY_PREFIX + "stays"}
+    look = Ahead(view, tasks).look
+    look()
+    made(view, "b", b"z")
+    look()
+    assert HASHED == [ENTRY_PREFIX + "a"]
+
+
+def test_look_that_takes_long_goes_on_in_the_next(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_LONGEST", -1.0)
+    made(view, "a", b"y")
+    look = Ahead(view, None).look
+    look()
+    assert HASHED == []
+    monkeypatch.setattr(ahead, "_LONGEST", 1.0)
+    look()
+    assert HASHED == [ENTRY_PREFIX + "a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from klto.link.request import parse_request
 from klto.link.tasks import InferredTasks
 from klto.objects.module_size import module_size
 from tests.fast.test_link_beside import Many, modules, project
-from tests.fast.test_link_blame import _BAD, _slow
+from tests.fast.test_link_blame import _BAD, Modules, _slow
 from tests.fast.test_link_cache import SOURCES
 
 pytestmark = pytest.mark.slow
@@ -144,7 +145,7 @@ def test_beginnings_are_those_of_a_pool_of_threads(
     for module in listed:
         module.size = source.randrange(30)
     inferred = InferredTasks(str(folder), listed, jobs)
-    inferred.linker = SimpleNamespace(working_since=1000.0, at_work=False)  # type: ignore[assignment]
+    inferred.linker = SimpleNamespace(working_since=1000.0, winding_up=False)  # type: ignore[assignment]
     monkeypatch.setattr(tasks, "file_symbol", lambda path: Path(path).name.removeprefix("llvmcache-") + ".c")
     free, took = [1000.0] * jobs, {}
     order = sorted(range(40), key=lambda n: -listed[n].size) if jobs > 1 else range(40)
@@ -176,3 +177,25 @@ def test_size_of_a_module_is_where_the_next_block_begins(modules: Path) -> None:
     assert int.from_bytes(data[4 + size : 8 + size], "little") >> 2 & 0xFF in (23, 25)
     for wrong in (b"", b"\x7fELF" + data[4:256], data[:4] + b"\0" * 200, data[:20]):
         assert module_size(wrong) is None
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("llvm", [14, 19, 22])
+def test_linker_has_its_threads_before_the_first_object(
+    tmp_path: Path, llvm: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Modules(tmp_path, llvm)
+    for number in range(4):
+        slow.add_unoptimised(f"slow{number}", _slow(300).replace("void slow(", f"void slow{number}("))
+    slow.names.reverse()  # With one thread they are taken in this order.
+    old = tmp_path / "out.o"
+    old.write_bytes(bytes(1 << 20))  # lld removes it in a thread.
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    options = [f"--threads={jobs}", f"--thinlto-jobs={jobs}", f"--thinlto-cache-dir={folder}"]
+    monkeypatch.chdir(tmp_path)
+    linker = Linker([*slow.command()[4:], *options])
+    begun = time.time()
+    assert linker.wait().returncode == 0
+    first = min(path.stat().st_mtime for path in folder.glob("llvmcache-*"))
+    assert begun < linker.working_since < first

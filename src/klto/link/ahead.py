@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from klto.link.store import View
     from klto.link.tasks import Tasks
 
+#: Seconds that a look may take: the linker is not watched meanwhile.
+_LONGEST = 0.1
+
 
 class Ahead:
     """Has a view and the tasks of its link read each new object once."""
@@ -22,24 +25,30 @@ class Ahead:
         self._done = False
 
     def look(self) -> None:
-        """Read what has come since the last look; when none was left for later, the next looks do nothing.
+        """Read some of what has come since the last look; when none was left for later, the next looks do nothing.
 
-        An object that cannot be read is left to those that need it.
+        What cannot be read is left to those that need it.
         """
         if self._done:
             return
-        settled = time.time_ns() - TOO_YOUNG
-        self._done = True
+        try:
+            self._done = self._look()
+        except OSError:
+            self._done = True
+
+    def _look(self) -> bool:
+        """Whether none is left for later."""
+        until, settled, complete = time.monotonic() + _LONGEST, time.time_ns() - TOO_YOUNG, True
         for item in os.scandir(self._view.objects):
             if item.name in self._read or not item.name.startswith(ENTRY_PREFIX) or item.is_symlink():
                 continue
-            try:
-                if item.stat().st_ctime_ns > settled:
-                    self._done = False
-                    continue
-                self._read.add(item.name)
-                self._view.read_ahead(item.path)
-                if self._tasks is not None:
-                    self._tasks.read_ahead(item.path)
-            except OSError:
+            if time.monotonic() > until:
+                return False
+            if item.stat().st_ctime_ns > settled:
+                complete = False
                 continue
+            self._read.add(item.name)
+            self._view.read_ahead(item.path)
+            if self._tasks is not None:
+                self._tasks.read_ahead(item.path)
+        return complete

@@ -59,7 +59,8 @@ class CachedLink:
     :param jobs: processes that may work at once.
     :param whole: an equal link's output may be taken.
     :ivar done: the output is there already: an equal link has been done before.
-    :ivar first: most likely no link was done here before: many of the inputs are not known.
+    :ivar first: many of the inputs are not known: no link was done here since the machine was started, or much was
+        compiled anew.
     """
 
     def __init__(

@@ -95,8 +95,8 @@ class Linker:
     :param quiet: its standard output goes the same way.
     :param renamed: what stands in for an input, to the input's own name.
     :param ends: for each cause to end it what is asked now and then.
-    :param when_writing: called now and then from the time on when it has fewer threads than it had: its backends have
-        ended and it writes its output. Not where memory is limited: nothing may delay the looks at that.
+    :param when_writing: called now and then from the time on when it is ``winding_up``. Not where memory is limited:
+        nothing may delay the looks at that.
     """
 
     def __init__(
@@ -114,8 +114,10 @@ class Linker:
         self._output = Output(stderr, write, renamed)
         self._budget, self._ends = budget, ends or {}
         self._when_writing, self._most_threads = when_writing if budget is None else None, 1
-        #: Whether its backends can be at work: it has as many threads as it ever had, since (seconds since the epoch).
-        self.at_work, self.working_since = False, time.time()
+        #: When it last had more threads than before (seconds since the epoch): those of the backends are its last ones.
+        self.working_since = time.time()
+        #: It has had fewer threads than before: its backends have ended, and it writes its output.
+        self.winding_up = False
         self._begun = time.monotonic()
         actions.append((os.POSIX_SPAWN_DUP2, self._output.descriptor, 2))
         if quiet:
@@ -165,7 +167,7 @@ class Linker:
             for cause, asked in self._ends.items():
                 if not ended.cause and asked():
                     self._end(cause)
-            if self._when_writing is not None and self._most_threads > 1 and not self.at_work:
+            if self._when_writing is not None and self.winding_up:
                 self._when_writing()
         os.close(pidfd)
         _, status, used = os.wait4(self.pid, 0)
@@ -183,9 +185,11 @@ class Linker:
             threads = len(os.listdir(f"/proc/{self.pid}/task"))
         except OSError:
             return  # It has ended.
-        if threads > self._most_threads:
+        # lld 14 begins threads of its own behind the backends', later ones before them.
+        if threads < self._most_threads:
+            self.winding_up = True
+        elif threads > self._most_threads and not self.winding_up:
             self._most_threads, self.working_since = threads, time.time()
-        self.at_work = threads == self._most_threads > 1
 
     def _end(self, cause: str) -> None:
         self._ended.cause = cause

@@ -211,7 +211,8 @@ def _attempts(link: Link, cached: CachedLink) -> tuple[Ended, list[Module] | Non
         if _must_begin_again(link, ended, cached, tasks):
             continue
         suspects = _judge(link, view, ended, tasks)
-        if ended.cause == TIMEOUT and tasks is not None and not tasks.followed and stopped_by() is None:
+        unclear = ended.cause == TIMEOUT and ended.returncode != 0 and stopped_by() is None
+        if unclear and tasks is not None and not tasks.followed:
             _journal_end(link, ended, True, view, tasks)
             note(
                 f"{link.request.output}: no module was finished for {link.module_timeout:g} s; goes on"

@@ -118,8 +118,8 @@ class Tasks:
                 found.append((status.st_mtime, status.st_size, item.path))
         return sorted(found)
 
-    def stand(self) -> tuple[int, int] | None:
-        """How many have begun and finished; None when none can be at work."""
+    def stand(self) -> tuple[float, int] | None:
+        """What changes when a backend begins or finishes; None when none can be at work."""
         begun, finished = len(self.started()), len(self.finished())
         return (begun, finished) if begun > finished else None
 
@@ -178,12 +178,12 @@ class InferredTasks(Tasks):
         """None."""
         return []
 
-    def stand(self) -> tuple[int, int] | None:
-        """How many have finished, twice; None when the linker's backends have ended."""
-        if self.linker is None or not self.linker.at_work:
-            return None
+    def stand(self) -> tuple[float, int] | None:
+        """When the linker got its last threads and how many have finished; None when its backends have ended."""
         finished = len(self.finished())
-        return finished, finished
+        if self.linker is None or (self.linker.winding_up and finished):
+            return None
+        return self.linker.working_since, finished
 
     def started(self) -> dict[int, float]:
         """Those of finished tasks alone."""
@@ -199,8 +199,9 @@ class InferredTasks(Tasks):
         # Modules of one size LLVM takes in any order: the one that was done first for the one that began first.
         order = sorted(made, key=lambda task: (self._places[task], made[task][0]))
         # The first ones began together, each further one when another was done.
-        begins = [self.linker.working_since if self.linker else 0.0] * self._jobs
-        begins += [when for when, _, _ in finished]
+        ends = [when for when, _, _ in finished]
+        first = min([self.linker.working_since if self.linker else 0.0, *ends])
+        begins = [first] * self._jobs + ends
         done: dict[int, tuple[float, Times, str]] = {}
         for begin, task in zip(begins, order, strict=False):
             when, size, path = made[task]
@@ -274,7 +275,7 @@ class Watch:
 
     def __init__(self, tasks: Tasks, timeout: float) -> None:
         self._tasks, self._timeout = tasks, timeout
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[float, int] | None = None
         self._since = self._next = time.monotonic()
 
     def stalled(self) -> bool:
