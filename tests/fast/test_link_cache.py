@@ -204,13 +204,25 @@ def test_file_that_an_option_names(project: Project) -> None:
 
 def test_results_and_threads_do_not_divide_the_cache(project: Project) -> None:
     project.expect(5)
-    project.expect(0, "--threads=1", "--thinlto-jobs=1", "-Map=out.map")
+    project.expect(0, "--threads=1", "--thinlto-jobs=1", "--error-limit=7")
 
 
 def test_caller_with_a_cache_of_his_own_is_left_alone(project: Project) -> None:
     project.link("--thinlto-cache-dir=mine")
     assert list((project.folder / "mine").glob("llvmcache-*"))
     assert project.entries() == []
+
+
+@pytest.mark.parametrize("options", [["-Map=side"], ["-Map", "side"], ["--dependency-file=side"]])
+def test_lists_of_inputs_name_them_as_without_the_cache(project: Project, options: list[str]) -> None:
+    project.expect(5)
+    lists = []
+    for cached in (False, True):
+        project.link(*options, cached=cached)
+        lists.append((project.folder / "side").read_text())
+        (project.folder / "side").unlink()
+    assert "all.a" in lists[0]
+    assert lists[0] == lists[1]
 
 
 def test_linker_that_is_a_script_gets_no_cache(project: Project) -> None:

@@ -44,6 +44,13 @@ _OWN_RESULTS = frozenset(
     )
 )
 
+#: lld's options for lists that name inputs and what LTO made (lld/ELF/Options.td, 14 to 22): with the cache these are
+#: salted copies and entries of the cache.
+_NAMES_INPUTS = frozenset((
+    "Map", "print-map", "M", "dependency-file", "cref", "trace", "t", "why-extract", "why-live", "print-archive-stats",
+    "print-symbol-order", "print-gc-sections", "print-icf-sections",
+))  # fmt: skip
+
 #: What may go wrong with the cache, with its own files too: a link never fails because of them.
 CACHE_TROUBLE = (Uncacheable, MalformedObject, OSError, ValueError, TypeError, KeyError, IndexError)
 
@@ -94,7 +101,7 @@ class CachedLink:
         self._replaced: dict[str, str] = {}
 
     def __enter__(self) -> CachedLink:
-        if self._request.sets(*_OWN_CACHE, *_OWN_RESULTS):
+        if self._request.sets(*_OWN_CACHE, *_OWN_RESULTS, *_NAMES_INPUTS):
             return self
         try:
             self._prepare()
