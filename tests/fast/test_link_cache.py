@@ -204,7 +204,7 @@ def test_file_that_an_option_names(project: Project) -> None:
 
 def test_results_and_threads_do_not_divide_the_cache(project: Project) -> None:
     project.expect(5)
-    project.expect(0, "--threads=1", "--thinlto-jobs=1", "--error-limit=7")
+    project.expect(0, "--threads=1", "--thinlto-jobs=1", "--time-trace=trace.json")
 
 
 def test_caller_with_a_cache_of_his_own_is_left_alone(project: Project) -> None:
